@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from struct import Struct
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -59,8 +59,8 @@ class SafetensorsFile:
 class SafetensorsFolder:
     """The tensors of a folder's model.safetensors, or of the shards that its index lists.
 
-    Every tensor of every shard is in `tensors`. Raises WeightsError for one that the index misplaces or that two
-    shards hold.
+    Every tensor of every shard is in `tensors`. Raises WeightsError for one that the index misplaces or that
+    two shards hold.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -186,24 +186,20 @@ def _read_entry(where: str, name: str, entry: Any, data_start: int) -> TensorInf
     where = f"{where}: tensor {quoted(name)}"
     if not isinstance(entry, dict):
         raise WeightsError(f"{where} is not described by an object")
-    dtype = entry.get("dtype")
-    if not isinstance(dtype, str) or dtype not in FORMAT_BY_DTYPE:
-        raise WeightsError(
-            f"{where} has dtype {quoted(str(dtype))}; supported are {', '.join(FORMAT_BY_DTYPE)}"
-        )
-    shape = _sizes(entry.get("shape"), f"{where} has shape")
-    if len(shape) > MAX_DIMS or 0 in shape:
-        raise WeightsError(f"{where} has shape {quoted(str(shape))}, not up to {MAX_DIMS} positive sizes")
-    offsets = _sizes(entry.get("data_offsets"), f"{where} has data_offsets")
-    if len(offsets) != 2:
-        raise WeightsError(f"{where} has {len(offsets)} data_offsets, not 2")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str):
+        raise WeightsError(f"{where} has a dtype that is not a string")
+    if dtype not in FORMAT_BY_DTYPE:
+        raise WeightsError(f"{where} has dtype {quoted(dtype)}; supported are {', '.join(FORMAT_BY_DTYPE)}")
+    if not _are_sizes(shape) or len(shape) > MAX_DIMS or 0 in shape:
+        raise WeightsError(f"{where} has a shape that is not a list of up to {MAX_DIMS} positive sizes")
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        raise WeightsError(f"{where} has data_offsets that are not a list of two sizes")
     nbytes, span = FORMAT_BY_DTYPE[dtype].nbytes(shape), offsets[1] - offsets[0]
     if span != nbytes:
         raise WeightsError(f"{where} is {dtype} {shape}, {nbytes} bytes, but its data_offsets span {span}")
     return TensorInfo(name, FORMAT_BY_DTYPE[dtype], tuple(shape), data_start + offsets[0], nbytes)
 
 
-def _sizes(values: Any, what: str) -> list[int]:
-    if isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 64 for value in values):
-        return values
-    raise WeightsError(f"{what} {quoted(str(values))}, not a list of sizes")
+def _are_sizes(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 64 for value in values)
