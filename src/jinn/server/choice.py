@@ -1,0 +1,99 @@
+"""One choice of an answer: token ids in, deltas of text out. `finish_reason` is decided here."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from jinn.engine.messages import FinishReason, SamplingParams, TokenLogprobs, TokenOutput
+from jinn.text.detokenizer import Detokenizer, StopStrings
+from jinn.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEntry:
+    """A generated token with its log-probabilities; `text_offset` is in characters of the choice."""
+
+    token_id: int
+    text_offset: int
+    logprobs: TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a choice gained since its last delta. The last one carries `finish_reason`."""
+
+    index: int
+    text: str
+    entries: tuple[TokenEntry, ...] = ()
+    finish_reason: str | None = None  # stop | length
+
+
+class Choice:
+    """Text of half a character, or that may begin a stop string, is held back until it is decided."""
+
+    def __init__(self, index: int, sampling: SamplingParams, tokenizer: Tokenizer) -> None:
+        self.index = index
+        self.num_tokens = 0
+        self.is_finished = False
+        self._min_tokens = sampling.min_tokens
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stop = StopStrings(sampling.stop) if sampling.stop else None
+        self._entries: deque[TokenEntry] = deque()
+        self._num_decoded = 0  # characters
+        self._num_emitted = 0
+
+    @property
+    def is_stopped_by_text(self) -> bool:
+        return self._stop is not None and self._stop.matched is not None
+
+    def take(self, output: TokenOutput) -> Delta | None:
+        """The delta for one output; None while all of its text is held back."""
+        reason = output.finish_reason
+        # An end-of-sequence or stop id ends the sequence; its text is not part of the answer.
+        num_text_ids = len(output.token_ids) - (reason is FinishReason.STOP)
+        text = ""
+        for position, token_id in enumerate(output.token_ids):
+            self.num_tokens += 1
+            if position < num_text_ids:
+                if output.logprobs:
+                    self._entries.append(TokenEntry(token_id, self._num_decoded, output.logprobs[position]))
+                text += self._decide(self._detokenizer.push((token_id,)))
+                if self.is_stopped_by_text:
+                    return self._finish(text, FinishReason.STOP)
+        if reason is not None:
+            return self._finish(text + self._flush(), reason)
+        entries = self._decided_entries(len(text))
+        return Delta(self.index, text, entries) if text or entries else None
+
+    def _decide(self, text: str) -> str:
+        """The part of the held and the new text that is surely not part of a stop string."""
+        self._num_decoded += len(text)
+        if self._stop is None or self.num_tokens < self._min_tokens:
+            return text
+        return self._stop.push(text)[0]
+
+    def _flush(self) -> str:
+        text = self._decide(self._detokenizer.flush())
+        return text if self._stop is None else text + self._stop.flush()
+
+    def _finish(self, text: str, reason: FinishReason) -> Delta:
+        self.is_finished = True
+        is_stop = self.is_stopped_by_text or reason is FinishReason.STOP
+        return Delta(
+            self.index, text, self._decided_entries(len(text)), str(FinishReason.STOP if is_stop else reason)
+        )
+
+    def _decided_entries(self, num_characters: int) -> tuple[TokenEntry, ...]:
+        """The tokens that begin within the emitted text."""
+        self._num_emitted += num_characters
+        if not self._entries:
+            return ()
+        if self._num_emitted == self._num_decoded:
+            decided = tuple(self._entries)
+            self._entries.clear()
+            return decided
+        entries = []
+        while self._entries and self._entries[0].text_offset < self._num_emitted:
+            entries.append(self._entries.popleft())
+        return tuple(entries)

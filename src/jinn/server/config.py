@@ -1,0 +1,54 @@
+"""The server's settings, each declared once."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """What an operator may choose. Raises ValueError naming the field.
+
+    An address that others can reach needs `api_key`. `served_model_name=None` takes the model's file name.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0: any free one
+    api_key: str | None = field(default=None, repr=False)
+    served_model_name: str | None = None
+    chat_template: str | None = None  # a path
+    log_level: LogLevel = "info"
+    tolerate_unknown_fields: bool = False  # name them in `x-jinn-ignored` instead of refusing them
+    drain_seconds: float = 30.0  # that running requests get after SIGTERM
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.port, int) or not 0 <= self.port <= 65535:
+            raise ValueError(f"port must be between 0 and 65535, not {self.port}")
+        if self.api_key is not None and (
+            not self.api_key or self.api_key.strip() != self.api_key or not self.api_key.isascii()
+        ):
+            raise ValueError("api_key must be ASCII, not empty, and must not begin or end with a space")
+        if self.served_model_name is not None and not 1 <= len(self.served_model_name) <= 256:
+            raise ValueError("served_model_name must have 1 to 256 characters")
+        if self.log_level not in get_args(LogLevel):
+            raise ValueError(
+                f"log_level must be one of {', '.join(get_args(LogLevel))}, not {self.log_level}"
+            )
+        if not 0 <= self.drain_seconds <= 86_400:
+            raise ValueError(f"drain_seconds must be between 0 and 86400, not {self.drain_seconds}")
+        if self.api_key is None and not is_loopback(self.host):
+            raise ValueError(f"host {self.host} can be reached by others, so api_key must be set")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`; a name other than localhost is not trusted to be."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

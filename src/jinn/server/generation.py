@@ -1,0 +1,200 @@
+"""One request on its way through the engine: prompts in, one stream of deltas out, whatever the API."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from starlette.requests import Request
+
+from jinn.engine.messages import Abort, FinishReason, SamplingParams, Submit, TokenOutput
+from jinn.engine.messages import Failed as EngineFailed
+from jinn.server import errors
+from jinn.server.choice import Choice, Delta
+from jinn.server.interfaces import Engine, EngineOutput
+from jinn.server.metrics import Metrics
+from jinn.text.tokenizer import Tokenizer
+
+logger = logging.getLogger("jinn.server")
+
+PING_SECONDS = 10.0  # proxies cut a connection that is silent for a minute
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What every API's body becomes. Choice `i` of prompt `p` is choice `p * sampling.n + i` of the answer.
+
+    `sampling` has its seed set, and may hold stop strings.
+    """
+
+    request_id: str
+    tenant: str
+    arrived_at: float  # time.monotonic()
+    prompts: tuple[tuple[int, ...], ...]
+    sampling: SamplingParams
+
+    @classmethod
+    def create(
+        cls, request: Request, prompts: tuple[tuple[int, ...], ...], sampling: SamplingParams
+    ) -> GenerationRequest:
+        state = request.state
+        return cls(state.request_id, state.tenant, state.arrived_at, prompts, sampling)
+
+
+@dataclass(slots=True)
+class Usage:
+    """Token counts over all prompts and choices; a prompt counts once, however many choices it has."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class ClientGoneError(Exception):
+    """The client left; there is nobody to answer."""
+
+
+class Generation:
+    """A request that runs while `deltas()` is iterated, once. Always `close()` it."""
+
+    def __init__(
+        self, request: GenerationRequest, engine: Engine, tokenizer: Tokenizer, metrics: Metrics
+    ) -> None:
+        self.request = request
+        self._engine = engine
+        self._metrics = metrics
+        self._timer = metrics.start_request(request.arrived_at)
+        num_choices = len(request.prompts) * request.sampling.n
+        self._choices = [Choice(index, request.sampling, tokenizer) for index in range(num_choices)]
+        self._num_unfinished = num_choices
+        self._cached_tokens = [0] * len(request.prompts)
+        self._inbox: list[tuple[int, EngineOutput]] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._failure: Exception | None = None
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=sum(map(len, self.request.prompts)),
+            completion_tokens=sum(choice.num_tokens for choice in self._choices),
+            cached_tokens=sum(self._cached_tokens),
+        )
+
+    def _start(self) -> None:
+        sampling = replace(self.request.sampling, stop=())
+        for prompt, prompt_ids in enumerate(self.request.prompts):
+            submit = Submit(self._engine_id(prompt), self.request.tenant, prompt_ids, sampling)
+            self._engine.submit(submit, partial(self._receive, prompt))
+
+    async def deltas(self) -> AsyncIterator[list[Delta]]:
+        """The deltas of each wake-up, until every choice has finished; none in a list means that time passes.
+
+        Raises APIError if the engine fails on the request, ClientGoneError after `cancel()`.
+        """
+        self._start()
+        loop = asyncio.get_running_loop()
+        deadline = loop.call_later(PING_SECONDS, self._wake)
+        try:
+            while self._num_unfinished:
+                outputs = await self._next_outputs()
+                deltas = self._take(outputs)
+                if deltas or not outputs:
+                    yield deltas
+                if not outputs:
+                    deadline = loop.call_later(PING_SECONDS, self._wake)
+        finally:
+            deadline.cancel()
+
+    def cancel(self) -> None:
+        """The client left: free what the request holds."""
+        self.fail(ClientGoneError())
+
+    def fail(self, error: Exception) -> None:
+        """End `deltas()` with this error, and free what the request holds."""
+        if self._failure is None and self._num_unfinished:
+            self._failure = error
+            self._abort_unfinished()
+            self._wake()
+
+    def close(self) -> None:
+        """Free what the request still holds, and record how it went."""
+        if self._num_unfinished and self._failure is None:
+            self._failure = ClientGoneError()
+            self._abort_unfinished()
+        self._timer.finish()
+        is_gone = isinstance(self._failure, ClientGoneError)
+        for _ in range(self._num_unfinished):
+            self._metrics.count_finish("abort" if is_gone else "error")
+
+    def _engine_id(self, prompt: int) -> str:
+        return f"{self.request.request_id}-{prompt}"
+
+    def _receive(self, prompt: int, output: EngineOutput) -> None:
+        self._inbox.append((prompt, output))
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _next_outputs(self) -> list[tuple[int, EngineOutput]]:
+        if not self._inbox and self._failure is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+            self._waiter = None
+        if self._failure is not None:
+            raise self._failure
+        outputs, self._inbox = self._inbox, []
+        return outputs
+
+    def _take(self, outputs: list[tuple[int, EngineOutput]]) -> list[Delta]:
+        deltas = []
+        for prompt, output in outputs:
+            if isinstance(output, TokenOutput):
+                delta = self._take_tokens(prompt, output)
+                if delta is not None:
+                    deltas.append(delta)
+            elif isinstance(output, EngineFailed):
+                logger.error("the engine failed", extra={"request_id": self.request.request_id})
+                self._raise(errors.engine_down())
+            else:
+                self._timer.prefill_started()
+        return deltas
+
+    def _take_tokens(self, prompt: int, output: TokenOutput) -> Delta | None:
+        choice = self._choices[prompt * self.request.sampling.n + output.index]
+        if choice.is_finished:
+            return None
+        if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+            self._raise_output_error(output)
+        self._cached_tokens[prompt] = max(self._cached_tokens[prompt], output.num_cached_tokens)
+        self._timer.tokens_arrived(choice.index, len(output.token_ids))
+        delta = choice.take(output)
+        if choice.is_finished:
+            self._num_unfinished -= 1
+            self._metrics.count_finish((delta and delta.finish_reason) or "stop")
+            if output.finish_reason is None:
+                self._engine.abort(Abort(self._engine_id(prompt), output.index))
+        return delta
+
+    def _raise_output_error(self, output: TokenOutput) -> None:
+        logger.error(
+            "generation failed: %s",
+            output.error or output.finish_reason,
+            extra={"request_id": self.request.request_id},
+        )
+        self._raise(errors.internal_error())
+
+    def _raise(self, error: Exception) -> None:
+        self.fail(error)
+        raise error
+
+    def _abort_unfinished(self) -> None:
+        num_choices = self.request.sampling.n
+        for prompt in range(len(self.request.prompts)):
+            choices = self._choices[prompt * num_choices : (prompt + 1) * num_choices]
+            if not all(choice.is_finished for choice in choices):
+                self._engine.abort(Abort(self._engine_id(prompt)))

@@ -1,0 +1,32 @@
+"""What the server needs of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from jinn.engine.messages import Abort, EngineStats, Failed, Prefilling, Ready, Submit, TokenOutput
+
+EngineOutput = TokenOutput | Prefilling | Failed
+
+
+class Engine(Protocol):
+    """The engine as the server's event loop sees it. No method blocks."""
+
+    @property
+    def stats(self) -> EngineStats: ...
+
+    @property
+    def is_alive(self) -> bool: ...
+
+    async def ready(self) -> Ready:
+        """Wait until requests can be taken. Raises RuntimeError if the engine could not start."""
+        ...
+
+    def submit(self, request: Submit, sink: Callable[[EngineOutput], None]) -> None:
+        """Start a request. `sink` is called in the event loop, in order, until every choice has finished."""
+        ...
+
+    def abort(self, request: Abort) -> None:
+        """Stop a request; its sink may still get what was on its way."""
+        ...

@@ -1,0 +1,79 @@
+"""Around every request: its id, one log line, and an answer to whatever went wrong. Plain ASGI."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jinn.server import errors
+
+logger = logging.getLogger("jinn.server")
+access_logger = logging.getLogger("jinn.access")
+
+
+class RequestMiddleware:
+    """Gives a request its id, and the client an answer even where the app raised."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = f"req_{secrets.token_hex(12)}"
+        arrived_at = time.monotonic()
+        scope.setdefault("state", {}).update(request_id=request_id, arrived_at=arrived_at)
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            pass
+        except Exception:
+            logger.exception("request failed", extra={"request_id": request_id})
+            if not status:
+                await send_error(errors.internal_error(), send_with_id)
+        finally:
+            _log_access(scope, status or 499, time.monotonic() - arrived_at)
+
+
+async def send_error(error: errors.APIError, send: Send) -> None:
+    """The whole answer for an error."""
+    body = error.encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+    raw_headers = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw_headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _log_access(scope: Scope, status: int, seconds: float) -> None:
+    """One line per request: the route's template, never the raw path, body or a header."""
+    route = getattr(scope.get("route"), "path", None)
+    fields: dict[str, Any] = {
+        "request_id": scope["state"]["request_id"],
+        "method": scope["method"] if route else None,
+        "route": route,
+        "status": status,
+        "ms": round(seconds * 1000, 1),
+    }
+    usage = scope["state"].get("usage")
+    if usage is not None:
+        fields["prompt_tokens"] = usage.prompt_tokens
+        fields["cached_tokens"] = usage.cached_tokens
+        fields["completion_tokens"] = usage.completion_tokens
+    level = logging.DEBUG if route in ("/health", "/ready", "/metrics") else logging.INFO
+    access_logger.log(level, "request", extra=fields)

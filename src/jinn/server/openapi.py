@@ -1,0 +1,117 @@
+"""The OpenAPI document. Bodies are read and written by hand for speed, so their schemas are added here.
+
+Imported only when the document is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+import jinn.server.responses as r
+from jinn.server.auth import PUBLIC_ROUTES
+from jinn.server.parameters import (
+    ACCEPTED,
+    ACCEPTED_MESSAGE,
+    REFUSED_CHAT,
+    REFUSED_COMPLETION,
+    REFUSED_MESSAGE,
+)
+from jinn.server.schemas import ChatRequest, CompletionRequest, Message
+
+JSON = "application/json"
+EVENTS = "text/event-stream"
+_REF = "#/components/schemas/{model}"
+
+_COLUMNS: dict[type[BaseModel], tuple[dict[str, str], dict[str, tuple[Any, ...]]]] = {
+    ChatRequest: (ACCEPTED, REFUSED_CHAT),
+    CompletionRequest: (ACCEPTED, REFUSED_COMPLETION),
+    Message: (ACCEPTED_MESSAGE, REFUSED_MESSAGE),
+}
+
+# Route to request body, answer by media type, and the statuses of its errors.
+_OPERATIONS: dict[str, tuple[type[BaseModel] | None, dict[str, type[BaseModel] | None], tuple[int, ...]]] = {
+    "/health": (None, {JSON: r.Status}, (503,)),
+    "/ready": (None, {JSON: r.Status}, (503,)),
+    "/metrics": (None, {"text/plain": None}, (401,)),
+    "/openapi.json": (None, {JSON: None}, (401,)),
+    "/v1/models": (None, {JSON: r.ModelList}, (401,)),
+    "/v1/models/{model}": (None, {JSON: r.Model}, (401, 404)),
+    "/v1/chat/completions": (
+        ChatRequest,
+        {JSON: r.ChatCompletion, EVENTS: r.ChatCompletionChunk},
+        (400, 401, 404, 408, 413, 415, 500, 503),
+    ),
+    "/v1/completions": (
+        CompletionRequest,
+        {JSON: r.Completion, EVENTS: r.CompletionChunk},
+        (400, 401, 404, 408, 413, 415, 500, 503),
+    ),
+}
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The document for every route of `app`; a route that is missing above raises KeyError."""
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    document["components"] = {
+        "schemas": _schemas(),
+        "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+    }
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            _describe_operation(path, operation)
+    return document
+
+
+def _describe_operation(path: str, operation: dict[str, Any]) -> None:
+    request, answers, error_statuses = _OPERATIONS[path]
+    if path not in PUBLIC_ROUTES:
+        operation["security"] = [{"key": []}]
+    if request is not None:
+        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": _reference(request)}}}
+    operation["responses"] = {
+        "200": {
+            "description": "OK",
+            "content": {
+                media_type: {"schema": _reference(model) if model else {}}
+                for media_type, model in answers.items()
+            },
+        }
+    }
+    for status in error_statuses:
+        operation["responses"][str(status)] = {
+            "description": "An error",
+            "content": {JSON: {"schema": _reference(r.ErrorResponse)}},
+        }
+
+
+def _reference(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": _REF.format(model=model.__name__)}
+
+
+def _schemas() -> dict[str, Any]:
+    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in _COLUMNS]
+    answers: list[type[BaseModel]] = [r.ErrorResponse]
+    for _, by_media_type, _ in _OPERATIONS.values():
+        answers += [model for model in by_media_type.values() if model is not None]
+    models += [(model, "serialization") for model in dict.fromkeys(answers)]
+    _, definitions = models_json_schema(models, ref_template=_REF)
+    schemas: dict[str, Any] = definitions["$defs"]
+    for model, (accepted, refused) in _COLUMNS.items():
+        _add_columns(schemas[model.__name__], accepted, refused)
+    return schemas
+
+
+def _add_columns(
+    schema: dict[str, Any], accepted: dict[str, str], refused: dict[str, tuple[Any, ...]]
+) -> None:
+    """Show the parameters that are only accepted, and the few values that refused ones may have."""
+    properties = schema["properties"]
+    for name, reason in accepted.items():
+        properties[name] = {"description": f"Accepted, and changes nothing: {reason}."}
+    for name, harmless in refused.items():
+        properties[name] = {"description": "Not supported.", "enum": [None, *harmless]}

@@ -1,0 +1,130 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jinn.engine.messages import SamplingParams
+from jinn.server.body import read_json_object
+from jinn.server.choice import Delta, TokenEntry
+from jinn.server.generation import GenerationRequest, Usage
+from jinn.server.schemas import CompletionRequest, parse_completion
+from jinn.server.service import Service
+from jinn.server.stream import FoldedChoice, GenerationResponse
+from jinn.server.wire import AnswerHead, TokenBytes, completion_logprobs, to_json, usage_fields
+
+router = APIRouter()
+
+
+@router.post("/v1/completions", operation_id="create_completion")
+async def create_completion(request: Request) -> Response:
+    """The continuation of one or several prompts."""
+    service: Service = request.app.state.service
+    ready = service.admit()
+    ignored = service.ignored_fields()
+    completion = parse_completion(await read_json_object(request), ignored)
+    service.card.check_name(completion.model)
+    completion.check_vocabulary(ready.vocab_size)
+    prompts = tuple([await _encode(service, completion, prompt) for prompt in completion.prompt])
+    sampling = completion.sampling_params(service.sampling_defaults)
+    service.check_room(prompts, sampling, "prompt")
+    head = AnswerHead.create("cmpl", service.card.name, ready.system_fingerprint)
+    echoes = _echoes(service, completion) if completion.echo else []
+    return GenerationResponse(
+        service,
+        GenerationRequest.create(request, prompts, sampling),
+        CompletionWire(head, completion, sampling, service.tokenizer.token_bytes, echoes),
+        is_stream=completion.stream,
+        ignored=ignored,
+    )
+
+
+async def _encode(
+    service: Service, completion: CompletionRequest, prompt: str | list[int]
+) -> tuple[int, ...]:
+    if not isinstance(prompt, str):
+        return tuple(prompt)
+    return tuple(
+        await service.run_text(
+            len(prompt),
+            service.tokenizer.encode,
+            prompt,
+            parse_special=completion.parse_special,
+            add_bos=None if completion.add_special_tokens else False,
+        )
+    )
+
+
+def _echoes(service: Service, completion: CompletionRequest) -> list[str]:
+    return [
+        prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt)
+        for prompt in completion.prompt
+    ]
+
+
+class CompletionWire:
+    """Writes completions and their chunks. `echoes` holds each prompt's text, or nothing."""
+
+    def __init__(
+        self,
+        head: AnswerHead,
+        completion: CompletionRequest,
+        sampling: SamplingParams,
+        token_bytes: TokenBytes,
+        echoes: list[str],
+    ) -> None:
+        self._head = head
+        self._seed = sampling.seed
+        self._num_choices_per_prompt = sampling.n
+        self._token_bytes = token_bytes
+        self._has_logprobs = completion.logprobs is not None
+        self._include_usage = completion.include_usage
+        self._begin = f"data: {to_json(head.fields('text_completion'))[:-1]}"
+        self._no_usage = ',"usage":null' if completion.include_usage else ""
+        self._echoes = echoes
+        self._echoed: set[int] = set()
+
+    def chunk(self, delta: Delta) -> str:
+        text = delta.text
+        if self._echoes and delta.index not in self._echoed:
+            self._echoed.add(delta.index)
+            text = self._echo(delta.index) + text
+        logprobs = to_json(self._logprobs(delta.entries)) if self._has_logprobs else "null"
+        finish_reason = f'"{delta.finish_reason}"' if delta.finish_reason else "null"
+        seed = f',"seed":{self._seed}' if delta.finish_reason else ""
+        choice = (
+            f'{{"index":{delta.index},"text":{to_json(text)},"logprobs":{logprobs},'
+            f'"finish_reason":{finish_reason}}}'
+        )
+        return f'{self._begin},"choices":[{choice}]{seed}{self._no_usage}}}\n\n'
+
+    def last_chunk(self, usage: Usage) -> str:
+        if not self._include_usage:
+            return ""
+        return f'{self._begin},"choices":[],"usage":{to_json(usage_fields(usage))}}}\n\n'
+
+    def answer(self, choices: list[FoldedChoice], usage: Usage) -> dict[str, Any]:
+        return {
+            **self._head.fields("text_completion"),
+            "choices": [
+                {
+                    "index": choice.index,
+                    "text": self._echo(choice.index) + choice.text,
+                    "logprobs": self._logprobs(choice.entries),
+                    "finish_reason": choice.finish_reason,
+                }
+                for choice in choices
+            ],
+            "usage": usage_fields(usage),
+            "seed": self._seed,
+        }
+
+    def _echo(self, index: int) -> str:
+        return self._echoes[index // self._num_choices_per_prompt] if self._echoes else ""
+
+    def _logprobs(self, entries: list[TokenEntry] | tuple[TokenEntry, ...]) -> dict[str, Any] | None:
+        return completion_logprobs(entries, self._token_bytes) if self._has_logprobs else None

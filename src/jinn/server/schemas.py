@@ -1,0 +1,347 @@
+"""What a body may hold: one model per API, from checked JSON to typed fields.
+
+Ranges come from limits.py, and every parameter that is not a field here stands in parameters.py.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    FailFast,
+    Field,
+    PlainValidator,
+    Tag,
+    ValidationError,
+    WithJsonSchema,
+)
+
+from jinn.engine.messages import SamplingParams
+from jinn.server import errors
+from jinn.server.body import join_path
+from jinn.server.limits import LIMITS, MAX_CHOICES, field_arguments
+from jinn.server.parameters import (
+    ACCEPTED,
+    ACCEPTED_MESSAGE,
+    REFUSED_CHAT,
+    REFUSED_COMPLETION,
+    REFUSED_MESSAGE,
+    Columns,
+    take_implemented,
+)
+
+Model = TypeVar("Model", bound=BaseModel)
+
+MAX_DRAWN_SEED = 2**53 - 256  # a drawn seed, plus a choice's index, survives JavaScript's numbers
+
+
+def _limited(field: str, description: str, default: Any = None) -> Any:
+    return Field(default=default, description=description, **field_arguments(field))
+
+
+TokenId = Annotated[int, Field(**field_arguments("token_id"))]
+TokenIdList = Annotated[list[TokenId], FailFast()]  # or a million bad ids would be a million error objects
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _bias_by_id(value: Any) -> dict[int, float]:
+    if not isinstance(value, dict):
+        raise ValueError("Input should be an object of token ids and biases")
+    limit, bias_limit = LIMITS["logit_bias"], LIMITS["logit_bias.value"]
+    if len(value) > limit.maximum:
+        raise ValueError(f"Input should have at most {limit.maximum} entries")
+    biases = {}
+    for key, bias in value.items():
+        if not (key.isascii() and key.isdecimal() and len(key) < 11):
+            raise ValueError("Every key should be a token id in decimal digits")
+        if isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise ValueError(f"The bias of {key} should be a number")
+        if not bias_limit.minimum <= bias <= bias_limit.maximum:
+            raise ValueError(
+                f"The bias of {key} should be between {bias_limit.minimum} and {bias_limit.maximum}"
+            )
+        biases[int(key)] = float(bias)
+    return biases
+
+
+LogitBias = Annotated[
+    dict[int, float],
+    PlainValidator(_bias_by_id),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "maxProperties": LIMITS["logit_bias"].maximum,
+            "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+            "additionalProperties": {
+                "type": "number",
+                "minimum": LIMITS["logit_bias.value"].minimum,
+                "maximum": LIMITS["logit_bias.value"].maximum,
+            },
+        }
+    ),
+]
+StopString = Annotated[str, Field(**field_arguments("stop.string"))]
+StopStringList = Annotated[
+    list[StopString],
+    BeforeValidator(_listed, json_schema_input_type=StopString | list[StopString]),
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+
+class StreamOptions(_Strict):
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class SamplingFields(_Strict):
+    """The fields that chat completions and completions share."""
+
+    model: str = _limited("model", "The served name, the file's name, or 'default'.", "default")
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: int = _limited("n", "Choices per prompt; choice i draws with seed + i.", 1)
+    max_tokens: int | None = _limited("max_tokens", "Most tokens per choice.")
+    min_tokens: int = _limited("min_tokens", "No choice ends by itself before so many tokens.", 0)
+    temperature: float | None = _limited("temperature", "0 takes the most likely token.")
+    top_p: float | None = _limited("top_p", "Smallest set of tokens with this probability.")
+    top_k: int | None = _limited("top_k", "The k most likely tokens; 0 or -1: all.")
+    min_p: float | None = _limited("min_p", "Tokens at least so likely, relative to the likeliest.")
+    repetition_penalty: float | None = _limited("repetition_penalty", "1: none.")
+    presence_penalty: float | None = _limited("presence_penalty", "0: none.")
+    frequency_penalty: float | None = _limited("frequency_penalty", "0: none.")
+    logit_bias: LogitBias = Field(default_factory=dict, description="Added to the logits, by token id.")
+    seed: int | None = _limited("seed", "Absent: one is drawn. The answer names it.")
+    stop: StopStringList = _limited("stop", "Texts that end a choice; not part of it.", [])
+    stop_token_ids: TokenIdList = _limited("stop_token_ids", "Token ids that end a choice.", [])
+    ignore_eos: bool = False
+
+    def check(self) -> None:
+        """Refuse what only shows when fields are seen together. Raises APIError 400."""
+        if self.stream_options is not None and not self.stream:
+            raise errors.invalid_value("stream_options", "'stream_options' is only allowed with 'stream'.")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise errors.invalid_value("min_tokens", "'min_tokens' is greater than 'max_tokens'.")
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Refuse token ids that the model does not have. Raises APIError 400."""
+        check_token_ids("logit_bias", self.logit_bias, vocab_size)
+        check_token_ids("stop_token_ids", self.stop_token_ids, vocab_size)
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def num_logprobs(self) -> int | None:
+        raise NotImplementedError
+
+    def sampling_params(self, defaults: SamplingParams) -> SamplingParams:
+        """With every default filled in: the model's, and a seed that is drawn. `max_tokens` may stay None."""
+
+        def chosen(name: str) -> Any:
+            value = getattr(self, name)
+            return getattr(defaults, name) if value is None else value
+
+        return SamplingParams(
+            n=self.n,
+            max_tokens=self.max_tokens,
+            min_tokens=self.min_tokens,
+            temperature=chosen("temperature"),
+            top_k=max(chosen("top_k"), 0),
+            top_p=chosen("top_p"),
+            min_p=chosen("min_p"),
+            repetition_penalty=chosen("repetition_penalty"),
+            presence_penalty=chosen("presence_penalty"),
+            frequency_penalty=chosen("frequency_penalty"),
+            logit_bias=self.logit_bias,
+            logprobs=self.num_logprobs,
+            stop=tuple(self.stop),
+            stop_token_ids=tuple(self.stop_token_ids),
+            ignore_eos=self.ignore_eos,
+            seed=secrets.randbelow(MAX_DRAWN_SEED) if self.seed is None else self.seed,
+        )
+
+
+class TextPart(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+_TAGS = ("<text>", "<parts>")
+
+
+def _content_tag(value: Any) -> str:
+    return _TAGS[isinstance(value, list)]
+
+
+Content = Annotated[
+    Annotated[str, Tag(_TAGS[0])]
+    | Annotated[list[TextPart], Field(**field_arguments("content")), Tag(_TAGS[1])],
+    Discriminator(_content_tag),
+]
+
+
+class Message(_Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content = ""
+    name: str | None = _limited("name", "Given to the chat template.")
+    reasoning_content: str | None = None
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+    def for_template(self) -> dict[str, str]:
+        """As chat templates know it: `developer` is `system`, and the parts of a text are one text."""
+        message = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+        if self.name is not None:
+            message["name"] = self.name
+        if self.reasoning_content is not None:
+            message["reasoning_content"] = self.reasoning_content
+        return message
+
+
+class ChatRequest(SamplingFields):
+    messages: list[Message] = _limited("messages", "The conversation.", ...)
+    max_completion_tokens: int | None = _limited("max_completion_tokens", "Wins over max_tokens.")
+    logprobs: bool = False
+    top_logprobs: int = _limited("top_logprobs", "Alternatives per token; needs logprobs.", 0)
+
+    def check(self) -> None:
+        if self.max_completion_tokens is not None:
+            self.max_tokens = self.max_completion_tokens
+        super().check()
+        if self.top_logprobs and not self.logprobs:
+            raise errors.invalid_value("top_logprobs", "'top_logprobs' is only allowed with 'logprobs'.")
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.top_logprobs if self.logprobs else None
+
+
+def _prompt_list(value: Any) -> Any:
+    """The four forms of `prompt` as one: a list of texts or of token id lists."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value and isinstance(value[0], int):
+        return [value]
+    return value
+
+
+def _prompt_tag(value: Any) -> str:
+    return _TAGS[isinstance(value, list)]
+
+
+PromptList = Annotated[
+    list[
+        Annotated[
+            Annotated[str, Tag(_TAGS[0])] | Annotated[TokenIdList, Tag(_TAGS[1])],
+            Discriminator(_prompt_tag),
+        ]
+    ],
+    BeforeValidator(
+        _prompt_list, json_schema_input_type=str | list[str] | list[TokenId] | list[list[TokenId]]
+    ),
+]
+
+
+class CompletionRequest(SamplingFields):
+    prompt: PromptList = _limited("prompt", "Text or token ids, one or several.", ...)
+    max_tokens: int | None = _limited("max_tokens", "Most tokens per choice.", 16)
+    echo: bool = Field(False, description="Begin each choice with its prompt.")
+    logprobs: int | None = _limited("logprobs", "Alternatives per token.")
+    best_of: int | None = _limited("n", "Only n itself.")
+    parse_special: bool = Field(True, description="Text of control tokens in a prompt becomes those tokens.")
+    add_special_tokens: bool = Field(True, description="Begin a text prompt as the model expects.")
+
+    def check(self) -> None:
+        super().check()
+        if self.best_of is not None and self.best_of != self.n:
+            raise errors.unsupported_parameter("best_of", "'best_of' is not supported, unless it equals 'n'.")
+        if self.echo and self.logprobs is not None:
+            raise errors.unsupported_parameter("echo", "'echo' is not supported together with 'logprobs'.")
+        if len(self.prompt) * self.n > MAX_CHOICES:
+            raise errors.invalid_value("prompt", f"'prompt' times 'n' must not exceed {MAX_CHOICES} choices.")
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        super().check_vocabulary(vocab_size)
+        for index, prompt in enumerate(self.prompt):
+            if not isinstance(prompt, str):
+                check_token_ids(f"prompt[{index}]", prompt, vocab_size)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+
+CHAT_COLUMNS = Columns(frozenset(ChatRequest.model_fields), ACCEPTED, REFUSED_CHAT)
+MESSAGE_COLUMNS = Columns(frozenset(Message.model_fields), ACCEPTED_MESSAGE, REFUSED_MESSAGE)
+COMPLETION_COLUMNS = Columns(frozenset(CompletionRequest.model_fields), ACCEPTED, REFUSED_COMPLETION)
+
+
+def parse_chat(body: dict[str, Any], ignored: list[str] | None) -> ChatRequest:
+    """Raises APIError 400. Unknown parameters are collected in `ignored`, or refused where it is None."""
+    fields = take_implemented(body, CHAT_COLUMNS, "", ignored)
+    messages = fields.get("messages")
+    if isinstance(messages, list):
+        fields["messages"] = [
+            take_implemented(message, MESSAGE_COLUMNS, f"messages[{index}]", ignored)
+            if isinstance(message, dict)
+            else message
+            for index, message in enumerate(messages)
+        ]
+    request = _validate(ChatRequest, fields)
+    for index, message in enumerate(request.messages):
+        if message.role != "assistant" and "content" not in message.model_fields_set:
+            raise _missing(f"messages[{index}].content")
+    request.check()
+    return request
+
+
+def parse_completion(body: dict[str, Any], ignored: list[str] | None) -> CompletionRequest:
+    """Raises APIError 400. Unknown parameters are collected in `ignored`, or refused where it is None."""
+    request = _validate(CompletionRequest, take_implemented(body, COMPLETION_COLUMNS, "", ignored))
+    request.check()
+    return request
+
+
+def _validate(model: type[Model], fields: dict[str, Any]) -> Model:
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+    param = ""
+    for key in first["loc"]:
+        if key not in _TAGS:
+            param = join_path(param, key)
+    if first["type"] == "missing":
+        raise _missing(param)
+    raise errors.invalid_value(param, f"'{param}': {first['msg'].removeprefix('Value error, ')}.")
+
+
+def _missing(param: str) -> errors.APIError:
+    return errors.APIError(
+        400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
+    )
+
+
+def check_token_ids(param: str, token_ids: Iterable[int], vocab_size: int) -> None:
+    for token_id in token_ids:
+        if token_id >= vocab_size:
+            raise errors.invalid_value(
+                param, f"'{param}': token id {token_id} is not in the vocabulary of {vocab_size} tokens."
+            )

@@ -1,0 +1,144 @@
+"""How an answer leaves: as server-sent events, or whole, as the fold of the same deltas."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from jinn.server import errors
+from jinn.server.choice import Delta, TokenEntry
+from jinn.server.generation import ClientGoneError, Generation, GenerationRequest, Usage
+from jinn.server.middleware import send_error
+from jinn.server.service import Service
+from jinn.server.wire import to_json
+
+DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"
+
+_STREAM_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # or nginx would hold the events back
+}
+
+
+@dataclass(slots=True)
+class FoldedChoice:
+    """All deltas of one choice as one."""
+
+    index: int
+    text: str = ""
+    entries: list[TokenEntry] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.text += delta.text
+        self.entries.extend(delta.entries)
+        self.finish_reason = delta.finish_reason or self.finish_reason
+
+
+class Wire(Protocol):
+    """One API's way to write an answer."""
+
+    def chunk(self, delta: Delta) -> str:
+        """The events for a delta."""
+        ...
+
+    def last_chunk(self, usage: Usage) -> str:
+        """The events after every choice has finished."""
+        ...
+
+    def answer(self, choices: list[FoldedChoice], usage: Usage) -> dict[str, Any]:
+        """The body of the whole answer."""
+        ...
+
+
+class GenerationResponse(Response):
+    """Runs a request while its client is there, and writes the answer with `wire`.
+
+    The status line waits for the first delta, so that a request that fails before it gets a true status.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        request: GenerationRequest,
+        wire: Wire,
+        *,
+        is_stream: bool,
+        ignored: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self._service = service
+        self._request = request
+        self._wire = wire
+        self._is_stream = is_stream
+        self._extra_headers = {"x-jinn-ignored": _header_list(ignored)} if ignored else {}
+        self._is_started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        generation = self._service.generate(self._request)
+        watcher = asyncio.create_task(_cancel_when_gone(generation, receive))
+        send_answer = self._send_events if self._is_stream else self._send_whole
+        try:
+            await send_answer(generation, send)
+        except errors.APIError as error:
+            await self._send_error(error, send)
+        except ClientGoneError:
+            pass
+        finally:
+            watcher.cancel()
+            self._service.release(generation)
+            scope["state"]["usage"] = generation.usage
+
+    async def _send_events(self, generation: Generation, send: Send) -> None:
+        chunk = self._wire.chunk
+        async for deltas in generation.deltas():
+            events = "".join(map(chunk, deltas)).encode() if deltas else PING
+            await self._send_part(events, send)
+        last = self._wire.last_chunk(generation.usage).encode()
+        await self._send_part(last + DONE, send, more_body=False)
+
+    async def _send_whole(self, generation: Generation, send: Send) -> None:
+        choices: dict[int, FoldedChoice] = {}
+        async for deltas in generation.deltas():
+            for delta in deltas:
+                choices.setdefault(delta.index, FoldedChoice(delta.index)).add(delta)
+        in_order = [choices[index] for index in sorted(choices)]
+        body = to_json(self._wire.answer(in_order, generation.usage)).encode()
+        await self._start(send, {"content-type": "application/json", "content-length": str(len(body))})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _send_part(self, body: bytes, send: Send, *, more_body: bool = True) -> None:
+        if not self._is_started:
+            await self._start(send, _STREAM_HEADERS)
+        await send({"type": "http.response.body", "body": body, "more_body": more_body})
+
+    async def _start(self, send: Send, headers: Mapping[str, str]) -> None:
+        self._is_started = True
+        raw_headers = [
+            (name.encode(), value.encode()) for name, value in {**headers, **self._extra_headers}.items()
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": raw_headers})
+
+    async def _send_error(self, error: errors.APIError, send: Send) -> None:
+        if not self._is_started:
+            await send_error(error, send)
+            return
+        event = b"data: " + error.encode() + b"\n\n"
+        await send({"type": "http.response.body", "body": event, "more_body": False})
+
+
+async def _cancel_when_gone(generation: Generation, receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    generation.cancel()
+
+
+def _header_list(names: list[str]) -> str:
+    return ", ".join(name.encode("ascii", "backslashreplace").decode() for name in names)[:1024]

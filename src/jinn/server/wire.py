@@ -1,0 +1,89 @@
+"""The pieces of OpenAI's wire format that several APIs share."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinn.server.choice import TokenEntry
+from jinn.server.generation import Usage
+
+TokenBytes = Callable[[int], bytes]
+
+# ASCII only: some clients split lines at U+2028 and its like.
+to_json = json.JSONEncoder(separators=(",", ":")).encode
+
+_LOWEST_LOGPROB = -9999.0  # stands for minus infinity, which JSON does not have
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerHead:
+    """What every chunk of an answer repeats."""
+
+    id: str
+    created: int  # Unix seconds
+    model: str
+    system_fingerprint: str
+
+    @classmethod
+    def create(cls, id_prefix: str, model: str, system_fingerprint: str) -> AnswerHead:
+        return cls(f"{id_prefix}-{secrets.token_hex(12)}", int(time.time()), model, system_fingerprint)
+
+    def fields(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.system_fingerprint,
+        }
+
+
+def usage_fields(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
+
+
+def chat_logprobs(entries: Sequence[TokenEntry], token_bytes: TokenBytes) -> dict[str, Any]:
+    """The `logprobs` of a chat choice."""
+
+    def fields(token_id: int, logprob: float) -> dict[str, Any]:
+        raw = token_bytes(token_id)
+        return {"token": token_text(raw), "logprob": max(logprob, _LOWEST_LOGPROB), "bytes": list(raw)}
+
+    content = []
+    for entry in entries:
+        top = [fields(token_id, logprob) for token_id, logprob in entry.logprobs.top]
+        content.append({**fields(entry.token_id, entry.logprobs.logprob), "top_logprobs": top})
+    return {"content": content, "refusal": None}
+
+
+def completion_logprobs(entries: Sequence[TokenEntry], token_bytes: TokenBytes) -> dict[str, Any]:
+    """The `logprobs` of a completion choice; `top_logprobs` always holds the chosen token too."""
+    tops = []
+    for entry in entries:
+        pairs = (*entry.logprobs.top, (entry.token_id, entry.logprobs.logprob))
+        tops.append({token_text(token_bytes(i)): max(logprob, _LOWEST_LOGPROB) for i, logprob in pairs})
+    return {
+        "tokens": [token_text(token_bytes(entry.token_id)) for entry in entries],
+        "token_logprobs": [max(entry.logprobs.logprob, _LOWEST_LOGPROB) for entry in entries],
+        "top_logprobs": tops,
+        "text_offset": [entry.text_offset for entry in entries],
+    }
+
+
+def token_text(raw: bytes) -> str:
+    r"""A token's text; one that is no whole character is written as OpenAI does, `bytes:\xe2\x82`."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
