@@ -1,0 +1,81 @@
+"""The engine's settings, each declared once, and what loading a model tells the engine about it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Literal, get_args
+
+from jinn.engine.messages import check_range
+
+KVCacheDtype = Literal["bf16", "int8", "f32"]
+Activations = Literal["int8", "bf16", "f32"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What an operator may choose. Raises ValueError naming the field.
+
+    `num_threads=None` takes the physical cores this process may use; `max_model_len=None` the model's own
+    limit. The cache may clip `max_model_len` and `max_num_seqs`; `Ready.notes` says so.
+    """
+
+    model: str  # a path
+    num_threads: int | None = None
+    max_model_len: int | None = None  # tokens of prompt and answer together
+    max_num_seqs: int = 64  # that run at the same time
+    max_num_batched_tokens: int = 512  # of one step; prompts beyond it wait for the next
+    max_step_ms: float = 200.0  # aimed at by steps that read a prompt while others generate
+    cache_memory: int = 2 * 2**30  # bytes
+    tenant_cache_memory: int | None = None  # bytes that one tenant may keep for reuse only
+    kv_cache_dtype: KVCacheDtype = "bf16"
+    activations: Activations = "int8"
+    block_size: int = 32  # tokens per cache block
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise ValueError("model must be a path")
+        _check_int("num_threads", self.num_threads, 1, 4096)
+        _check_int("max_model_len", self.max_model_len, 2, 2**31 - 1)
+        _check_int("max_num_seqs", self.max_num_seqs, 1, 65536)
+        _check_int("max_num_batched_tokens", self.max_num_batched_tokens, 1, 2**20)
+        check_range("max_step_ms", self.max_step_ms, 1.0, 1e6)
+        _check_int("cache_memory", self.cache_memory, 1, 2**62)
+        _check_int("tenant_cache_memory", self.tenant_cache_memory, 0, 2**62)
+        _check_choice("kv_cache_dtype", self.kv_cache_dtype, get_args(KVCacheDtype))
+        _check_choice("activations", self.activations, get_args(Activations))
+        _check_int("block_size", self.block_size, 1, 1024)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> EngineConfig:
+        """The config that `to_json` wrote. Raises ValueError, also for a key that is no setting."""
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("the engine's config must be a JSON object")
+        if unknown := sorted(set(values) - {f.name for f in fields(cls)}):
+            raise ValueError(f"unknown setting {unknown[0]}")
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the engine needs to know of a loaded model besides its `Runner`."""
+
+    max_model_len: int  # tokens the model was made for
+    eos_token_ids: tuple[int, ...]
+    system_fingerprint: str  # names the weights, the build and the ISA path
+    notes: tuple[str, ...] = ()  # automatic choices made while loading, each with its reason
+
+
+def _check_int(name: str, value: int | None, low: int, high: int) -> None:
+    check_range(name, value, low, high)
+    if isinstance(value, float):
+        raise ValueError(f"{name} must be an integer, not {value}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")

@@ -1,0 +1,285 @@
+"""The engine's step: schedule, compute, draw, report. One request's failure ends that request only."""
+
+from __future__ import annotations
+
+import logging
+from time import perf_counter
+
+import numpy as np
+
+from jinn.engine.cache import BlockCache, IntegrityError
+from jinn.engine.config import EngineConfig, ModelInfo
+from jinn.engine.messages import (
+    Abort,
+    EngineStats,
+    FinishReason,
+    Prefilling,
+    Ready,
+    StepOutput,
+    Submit,
+    TokenLogprobs,
+    TokenOutput,
+)
+from jinn.engine.runner import Runner
+from jinn.engine.sampler import SampledToken
+from jinn.engine.scheduler import Chunk, Scheduler, SchedulerConfig
+from jinn.engine.sequence import Sequence
+from jinn.ops.protocol import Batch
+
+logger = logging.getLogger(__name__)
+
+_MIN_TIMED_TOKENS = 16  # a step with fewer prompt tokens says little of the speed of prefill
+
+
+class Engine:
+    """Serves requests on one model. Not thread-safe.
+
+    `ready` tells what was settled on: limits, cache and notes. Raises ValueError if the cache is too small.
+    """
+
+    def __init__(self, runner: Runner, info: ModelInfo, config: EngineConfig) -> None:
+        limits, notes = _fit(runner, info, config)
+        quota = config.tenant_cache_memory
+        self._runner = runner
+        self._cache = BlockCache(
+            runner.num_blocks,
+            runner.block_size,
+            runner.copy_block,
+            None if quota is None else runner.num_blocks * quota // config.cache_memory,
+        )
+        self._scheduler = Scheduler(limits, self._cache)
+        self._eos_token_ids = frozenset(info.eos_token_ids)
+        self._requests: dict[str, list[Sequence]] = {}  # the choices that have not ended
+        self._arrivals = 0
+        self._ended: list[TokenOutput] = []  # outside of a step, to be told by the next
+        self._prefill_speed: float | None = None  # tokens per ms
+        self._num_prompt_tokens = self._num_generation_tokens = self._num_steps = 0
+        self.ready = Ready(
+            limits.max_model_len,
+            limits.max_num_seqs,
+            runner.vocab_size,
+            runner.num_blocks,
+            runner.block_size,
+            info.eos_token_ids,
+            info.system_fingerprint,
+            (*info.notes, *notes),
+        )
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do or tell anything."""
+        return self._scheduler.has_work or bool(self._ended)
+
+    @property
+    def stats(self) -> EngineStats:
+        scheduler, cache = self._scheduler, self._cache
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=scheduler.num_waiting,
+            num_blocks=cache.num_blocks,
+            num_used_blocks=cache.num_blocks - cache.num_available_blocks,
+            num_cached_blocks=cache.num_cached_blocks,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_cached_tokens=scheduler.num_cached_tokens,
+            num_prefix_queries=scheduler.num_prefix_queries,
+            num_generation_tokens=self._num_generation_tokens,
+            num_preemptions=scheduler.num_preemptions,
+            num_steps=self._num_steps,
+        )
+
+    def submit(self, request: Submit) -> None:
+        """Queue a request. One that cannot be served ends with an error in the next step's output.
+
+        Raises ValueError if a request with this id has not ended.
+        """
+        if request.request_id in self._requests:
+            raise ValueError(f"request {request.request_id} is already being served")
+        if refusal := self._refusal(request):
+            self._ended += [
+                TokenOutput(request.request_id, i, (), finish_reason=FinishReason.ERROR, error=refusal)
+                for i in range(request.sampling.n)
+            ]
+            return
+        sequences = self._sequences(request)
+        self._requests[request.request_id] = sequences
+        self._scheduler.add(list(sequences))
+
+    def abort(self, request: Abort) -> None:
+        """Stop a request, or one choice of it, and free what it holds. Unknown ids are ignored."""
+        for sequence in list(self._requests.get(request.request_id, ())):
+            if request.index is None or request.index == sequence.index:
+                self._ended.append(self._end(sequence, (), FinishReason.ABORT))
+
+    def step(self) -> StepOutput:
+        """Compute one batch, draw a token for each sequence whose turn it is, and tell what came of it."""
+        chunks = self._scheduler.schedule(self._prefill_speed)
+        outputs, self._ended = self._ended, []
+        prefilling = []
+        for chunk, token in zip(chunks, self._compute(chunks), strict=True):
+            if token is not None:
+                outputs.append(self._take(chunk, token))
+            else:
+                self._commit(chunk)
+                prefilling.append(
+                    Prefilling(chunk.sequence.request_id, chunk.stop, chunk.sequence.num_prompt_tokens)
+                )
+        self._num_steps += bool(chunks)
+        return StepOutput(tuple(outputs), tuple(prefilling), self.stats)
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless every block is accounted for."""
+        self._scheduler.check_integrity()
+
+    def _compute(self, chunks: list[Chunk]) -> list[SampledToken | None]:
+        """For each chunk the drawn token, an error, or None where its sequence has more to compute first."""
+        if not chunks:
+            return []
+        started = perf_counter()
+        try:
+            rows = [chunk.sequence.sample_row() for chunk in chunks if chunk.is_last]
+            drawn = list(self._runner.step(build_batch(chunks), rows))
+        except Exception:
+            if len(chunks) == 1:
+                logger.exception("request %s failed", chunks[0].sequence.request_id)
+                return [SampledToken(-1, error="the model failed on this request")]
+            return [token for chunk in chunks for token in self._compute([chunk])]
+        if len(drawn) != len(rows):
+            raise IntegrityError(f"the runner drew {len(drawn)} tokens for {len(rows)} rows")
+        self._time_prefill(chunks, perf_counter() - started)
+        tokens = iter(drawn)
+        return [next(tokens) if chunk.is_last else None for chunk in chunks]
+
+    def _time_prefill(self, chunks: list[Chunk], seconds: float) -> None:
+        num_tokens = sum(chunk.stop - chunk.start for chunk in chunks)
+        if num_tokens - len(chunks) >= _MIN_TIMED_TOKENS:
+            speed = num_tokens / (seconds * 1e3)
+            self._prefill_speed = (speed + (self._prefill_speed or speed)) / 2
+
+    def _take(self, chunk: Chunk, token: SampledToken) -> TokenOutput:
+        """Give a sequence its next token, or end it for what went wrong."""
+        sequence = chunk.sequence
+        if token.error is not None:
+            return self._end(sequence, (), FinishReason.ERROR, error=token.error)
+        self._commit(chunk)
+        self._num_generation_tokens += 1
+        logprobs = () if token.logprobs is None else (token.logprobs,)
+        if reason := sequence.append(token.token_id):
+            return self._end(sequence, (token.token_id,), reason, logprobs)
+        return TokenOutput(
+            sequence.request_id, sequence.index, (token.token_id,), logprobs, sequence.num_cached_tokens or 0
+        )
+
+    def _commit(self, chunk: Chunk) -> None:
+        num_prompt_tokens = min(chunk.stop, chunk.sequence.num_prompt_tokens) - chunk.start
+        self._num_prompt_tokens += max(num_prompt_tokens, 0)
+        self._scheduler.commit(chunk)
+
+    def _end(
+        self,
+        sequence: Sequence,
+        token_ids: tuple[int, ...],
+        reason: FinishReason,
+        logprobs: tuple[TokenLogprobs, ...] = (),
+        error: str | None = None,
+    ) -> TokenOutput:
+        """Take a sequence out of the engine. What a failed one computed is not kept."""
+        self._scheduler.finish(sequence, keep=reason is not FinishReason.ERROR)
+        choices = self._requests[sequence.request_id]
+        choices.remove(sequence)
+        if not choices:
+            del self._requests[sequence.request_id]
+        num_cached_tokens = sequence.num_cached_tokens or 0
+        return TokenOutput(
+            sequence.request_id, sequence.index, token_ids, logprobs, num_cached_tokens, reason, error
+        )
+
+    def _sequences(self, request: Submit) -> list[Sequence]:
+        sampling = request.sampling
+        prompt_ids = np.array(request.prompt_ids, np.int32)
+        max_num_tokens = self.ready.max_model_len
+        if sampling.max_tokens is not None:
+            max_num_tokens = min(max_num_tokens, len(prompt_ids) + sampling.max_tokens)
+        eos_token_ids = frozenset() if sampling.ignore_eos else self._eos_token_ids
+        self._arrivals += sampling.n
+        return [
+            Sequence(
+                request_id=request.request_id,
+                index=index,
+                tenant=request.tenant,
+                prompt_ids=prompt_ids,
+                sampling=sampling,
+                seed=(sampling.seed or 0) + index,
+                arrival=self._arrivals - sampling.n + index,
+                max_num_tokens=max_num_tokens,
+                ending_ids=eos_token_ids.union(sampling.stop_token_ids),
+            )
+            for index in range(sampling.n)
+        ]
+
+    def _refusal(self, request: Submit) -> str | None:
+        """Why a request cannot be served, if so."""
+        prompt_ids, sampling = request.prompt_ids, request.sampling
+        vocab_size, max_model_len = self.ready.vocab_size, self.ready.max_model_len
+        if not prompt_ids:
+            return "the prompt has no tokens"
+        if len(prompt_ids) >= max_model_len:
+            return f"a prompt of {len(prompt_ids)} tokens does not fit max_model_len of {max_model_len}"
+        if min(prompt_ids) < 0 or max(prompt_ids) >= vocab_size:
+            return f"the prompt has a token id outside the vocabulary of {vocab_size}"
+        if any(token_id >= vocab_size for token_id in sampling.logit_bias):
+            return f"logit_bias has a token id outside the vocabulary of {vocab_size}"
+        if any(token_id >= vocab_size for token_id in sampling.stop_token_ids):
+            return f"stop_token_ids has a token id outside the vocabulary of {vocab_size}"
+        if sampling.seed is None:
+            return "seed must be set"
+        if sampling.stop:
+            return "stop strings are matched by the caller"
+        return None
+
+
+def build_batch(chunks: list[Chunk]) -> Batch:
+    """The chunks' tokens packed end to end; unused places of `block_tables` are 0."""
+    num_tokens = [chunk.stop - chunk.start for chunk in chunks]
+    query_start = np.zeros(len(chunks) + 1, np.int32)
+    np.cumsum(num_tokens, out=query_start[1:])
+    token_ids = np.empty(query_start[-1], np.int32)
+    positions = np.empty(query_start[-1], np.int32)
+    max_blocks = max(chunk.sequence.table.num_blocks for chunk in chunks)
+    block_tables = np.zeros((len(chunks), max_blocks), np.int32)
+    offset = 0
+    for index, chunk in enumerate(chunks):
+        end = offset + num_tokens[index]
+        token_ids[offset:end] = chunk.sequence.token_ids(chunk.start, chunk.stop)
+        positions[offset:end] = np.arange(chunk.start, chunk.stop)
+        blocks = chunk.sequence.table.blocks
+        block_tables[index, : len(blocks)] = blocks
+        offset = end
+    return Batch(
+        token_ids,
+        positions,
+        query_start,
+        context_lens=np.array([chunk.stop for chunk in chunks], np.int32),
+        block_tables=block_tables,
+        logit_rows=query_start[1:][[chunk.is_last for chunk in chunks]] - 1,
+    )
+
+
+def _fit(runner: Runner, info: ModelInfo, config: EngineConfig) -> tuple[SchedulerConfig, tuple[str, ...]]:
+    """The limits that the model and the cache allow, and a note for each that is not what was asked for."""
+    notes = []
+    max_model_len = config.max_model_len or info.max_model_len
+    if max_model_len > info.max_model_len:
+        max_model_len = info.max_model_len
+        notes.append(f"max_model_len is {max_model_len}, the most the model was made for")
+    capacity = runner.num_blocks * runner.block_size
+    if capacity < 2:
+        raise ValueError("cache_memory is too small for one block")
+    if max_model_len > capacity:
+        max_model_len = capacity
+        notes.append(f"max_model_len is {max_model_len}, the tokens that fit into cache_memory")
+    max_num_seqs = config.max_num_seqs
+    if max_num_seqs > runner.num_blocks:
+        max_num_seqs = runner.num_blocks
+        notes.append(f"max_num_seqs is {max_num_seqs}, the blocks that fit into cache_memory")
+    limits = SchedulerConfig(max_num_seqs, config.max_num_batched_tokens, max_model_len, config.max_step_ms)
+    return limits, tuple(notes)
