@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+
+from jinn.weights.block_formats import F16, F32, FORMATS, Q4_0, Q4_1, Q8_0
+from jinn.weights.quantize import dequantize, quantize
+
+BY_NAME = pytest.mark.parametrize("block_format", FORMATS, ids=lambda block_format: block_format.name)
+
+
+def random_blocks(block_format, num_blocks, seed=0):
+    """Every bit pattern but those of NaN and infinity, float16 subnormals among the scales."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (num_blocks, block_format.block_bytes), np.uint8)
+    if block_format.is_quantized:
+        for offset in block_format.scale_offsets:
+            scales = rng.integers(0, 1 << 16, num_blocks).astype(np.uint16)
+            scales[::4] &= 0x83FF  # subnormals and zeros of both signs
+            scales[(scales & 0x7C00) == 0x7C00] ^= 0x4000
+            blocks[:, offset : offset + 2] = scales.reshape(-1, 1).view(np.uint8)
+        return blocks.reshape(-1)
+    dtype = np.dtype(f"<u{block_format.block_bytes}")
+    exponent = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}[block_format.name]
+    values = blocks.view(dtype)
+    values[(values & exponent) == exponent] = 1
+    return values.view(np.uint8).reshape(-1)
+
+
+@BY_NAME
+def test_dequantize_equals_the_gguf_package_bit_for_bit(block_format):
+    num_blocks = 1 << 12
+    data = random_blocks(block_format, num_blocks)
+    shape = (64, num_blocks // 64 * block_format.block_elems)
+    values = dequantize(data, block_format, shape)
+    assert values.dtype == np.float32
+    assert values.shape == shape
+    expected = gguf.quants.dequantize(data.reshape(64, -1), gguf.GGMLQuantizationType[block_format.name])
+    assert np.array_equal(values.view(np.uint32), expected.view(np.uint32))
+
+
+def test_every_float16_scale_of_q4_1():
+    """All 63,488 finite scales, against arithmetic in Python's floats, rounded once."""
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    bits = bits[(bits & 0x7C00) != 0x7C00]
+    blocks = np.zeros((len(bits), 20), np.uint8)
+    blocks[:, :2] = bits.reshape(-1, 1).view(np.uint8)
+    blocks[:, 4] = 0xF1
+    values = dequantize(blocks.reshape(-1), Q4_1, (len(bits), 32))
+    scale = bits.view(np.float16).astype(np.float64)
+    assert np.array_equal(values[:, 0], scale)
+    assert np.array_equal(values[:, 16], 15 * scale)
+
+
+@BY_NAME
+def test_quantize_equals_the_gguf_package(block_format):
+    rng = np.random.default_rng(1)
+    magnitudes = rng.choice([1e-6, 1e-3, 1, 100], (256, 1))
+    values = (rng.standard_normal((256, 96)) * magnitudes).astype(np.float32)
+    values[3] = 0
+    values[4] = 0.5
+    values[5] = -np.arange(96)
+    values[6, :32] = np.linspace(-127, 127, 32)
+    data = quantize(values, block_format)
+    expected = gguf.quants.quantize(values, gguf.GGMLQuantizationType[block_format.name])
+    assert data.dtype == np.uint8
+    assert data.shape == (block_format.nbytes(values.shape),)
+    assert bytes(data) == expected.tobytes()
+
+
+@BY_NAME
+def test_a_round_trip_is_close(block_format):
+    values = np.random.default_rng(2).standard_normal((8, 64)).astype(np.float32)
+    again = dequantize(quantize(values, block_format), block_format, values.shape)
+    step = {"F32": 0, "F16": 2e-3, "BF16": 2e-2, "Q8_0": 2e-2, "Q4_0": 0.4, "Q4_1": 0.4}[block_format.name]
+    assert np.abs(again - values).max() <= step
+    assert (step == 0) == np.array_equal(again, values)
+
+
+@BY_NAME
+def test_strided_and_read_only_bytes(block_format):
+    data = random_blocks(block_format, 8)
+    shape = (2, 4 * block_format.block_elems)
+    strided = np.repeat(data, 2)[::2]
+    strided.flags.writeable = False
+    assert np.array_equal(dequantize(strided, block_format, shape), dequantize(data, block_format, shape))
+
+
+def test_wrong_sizes_are_refused():
+    with pytest.raises(ValueError, match="takes 34 bytes, not 33"):
+        dequantize(np.zeros(33, np.uint8), Q8_0, (1, 32))
+    with pytest.raises(ValueError, match="takes 34 bytes"):
+        dequantize(np.zeros(34, np.int8), Q8_0, (1, 32))
+    with pytest.raises(ValueError, match="33 elements is not a multiple of Q8_0's 32"):
+        quantize(np.zeros((1, 33)), Q8_0)
+
+
+@BY_NAME
+def test_values_that_a_format_cannot_hold_are_refused(block_format):
+    for value in (np.nan, np.inf, 1e300):
+        with pytest.raises(ValueError, match="finite"):
+            quantize(np.full((1, 32), value), block_format)
+    if block_format is not F32:
+        with pytest.raises(ValueError, match="too large"):
+            quantize(np.full((1, 32), -3.4e38 if block_format is not Q4_1 else 3.4e38), block_format)
+
+
+@pytest.mark.parametrize("block_format", [Q8_0, Q4_0, Q4_1], ids=lambda block_format: block_format.name)
+def test_a_block_too_small_for_float16_becomes_zero(block_format):
+    values = np.linspace(-1e-40, 1e-40, 32, dtype=np.float32).reshape(1, 32)
+    assert not dequantize(quantize(values, block_format), block_format, (1, 32)).any()
+
+
+def test_a_scalar_is_one_element():
+    assert dequantize(np.array([0, 60], np.uint8), F16, ()) == np.float32(1)
