@@ -1,0 +1,118 @@
+"""From a path to a model that runs: opens the checkpoint, packs its weights, records the program, sizes the cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from jinn import _native, env
+from jinn.engine.config import EngineConfig, ModelInfo
+from jinn.engine.runner import NativeRunner, Runner
+from jinn.models.generation import generation_defaults
+from jinn.models.model import Model
+from jinn.models.parameters import Origin, ParameterSpec, tree
+from jinn.models.registry import model_of
+from jinn.ops.native import compile_program, fuse, record
+from jinn.weights.checkpoint import Checkpoint, open_checkpoint
+from jinn.weights.errors import WeightsError
+from jinn.weights.quantize import dequantize
+
+_SAMPLED_BYTES = 256  # of each end of a tensor
+
+Progress = Callable[[int, int], None]
+"""Takes the bytes loaded so far, and all."""
+
+
+def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, ModelInfo]:
+    """Load the model of `config` for the native kernels. Raises WeightsError or ConfigError, one line each."""
+    with open_checkpoint(config.model) as checkpoint:
+        model = model_of(checkpoint)
+        pool = _native.ThreadPool(config.num_threads or _native.default_num_threads())
+        kernels = _native.choose_kernels(env.isa() or "")
+        parameters = load_parameters(model, checkpoint, pool, progress)
+        info = model_info(model, checkpoint, kernels.name)
+    instructions, logits = record(model, tree(parameters), config.activations)
+    program = compile_program(fuse(instructions), logits, pool, kernels)
+    layers = [(s.num_kv_heads, s.key_dim, s.value_dim) for s in model.kv_specs()]
+    block_bytes = _native.KVCache(layers, config.kv_cache_dtype, 1, config.block_size).block_bytes
+    num_blocks = config.cache_memory // block_bytes
+    if num_blocks < 1:
+        raise WeightsError(
+            f"cache_memory {config.cache_memory} is less than one block of {block_bytes} bytes"
+        )
+    cache = _native.KVCache(layers, config.kv_cache_dtype, num_blocks, config.block_size)
+    return NativeRunner(program, cache, model.vocab_size), info
+
+
+def load_parameters(
+    model: Model, checkpoint: Checkpoint, pool: _native.ThreadPool, progress: Progress
+) -> dict[str, Any]:
+    """Every parameter by key: matrices packed, vectors as float32. Pages of the file are let go behind."""
+    specs, origins = model.parameters(), model.origins(checkpoint)
+    check_tensors(specs, origins, checkpoint)
+    total = sum(checkpoint.tensors[origin.name].nbytes for origin in origins.values())
+    loaded, parameters = 0, {}
+    for name, spec in specs.items():
+        origin = origins[name]
+        parameters[name] = _load(checkpoint, spec, origin, pool)
+        loaded += checkpoint.tensors[origin.name].nbytes
+        progress(loaded, total)
+    return parameters
+
+
+def _load(checkpoint: Checkpoint, spec: ParameterSpec, origin: Origin, pool: _native.ThreadPool) -> Any:
+    info = checkpoint.tensors[origin.name]
+    checkpoint.check_finite(origin.name)
+    data = checkpoint.data(origin.name)
+    if len(spec.shape) == 2:
+        rows, cols = spec.shape
+        packed = _native.pack(pool, data, info.format.name, rows, cols, origin.row_order)
+        del data
+        checkpoint.release(origin.name)
+        return packed
+    values = dequantize(data, info.format, info.shape).reshape(spec.shape)
+    return np.ascontiguousarray(values if origin.row_order is None else values[origin.row_order])
+
+
+def check_tensors(
+    specs: Mapping[str, ParameterSpec], origins: Mapping[str, Origin], checkpoint: Checkpoint
+) -> None:
+    """Raise WeightsError for the first parameter that the checkpoint lacks or has in another shape."""
+    for name, spec in specs.items():
+        info = checkpoint.tensors.get(origins[name].name)
+        if info is None:
+            raise WeightsError(f"{checkpoint.path}: tensor {origins[name].name!r} is missing")
+        if info.shape != spec.shape:
+            raise WeightsError(
+                f"{checkpoint.path}: tensor {info.name!r} has shape {list(info.shape)}, not {list(spec.shape)}"
+            )
+    vocabulary = checkpoint.config_source.get("tokenizer.ggml.tokens", ())
+    rows = specs["model.embed_tokens.weight"].shape[0]
+    if len(vocabulary) > rows:
+        raise WeightsError(
+            f"{checkpoint.path}: the vocabulary has {len(vocabulary)} tokens, but the embedding {rows} rows"
+        )
+
+
+def model_info(model: Model, checkpoint: Checkpoint, isa: str) -> ModelInfo:
+    """What the engine needs to know besides the runner."""
+    defaults = generation_defaults(checkpoint)
+    return ModelInfo(model.max_position_embeddings, defaults.eos_token_ids, fingerprint(checkpoint, isa))
+
+
+def fingerprint(checkpoint: Checkpoint, isa: str) -> str:
+    """Names what the bytes of an answer depend on: the weights, the build and the instruction set.
+
+    The weights enter by their tensors' names, shapes, types and places and both ends of their data, since reading all
+    of it would cost seconds.
+    """
+    digest = hashlib.sha256()
+    for info in checkpoint.tensors.values():
+        data = checkpoint.data(info.name)
+        digest.update(f"{info.name} {info.format.name} {info.shape} {info.offset}\n".encode())
+        digest.update(data[:_SAMPLED_BYTES].tobytes() + data[-_SAMPLED_BYTES:].tobytes())
+    return f"jinn-{metadata.version('jinn')}-{isa}-{digest.hexdigest()[:16]}"

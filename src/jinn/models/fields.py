@@ -1,0 +1,56 @@
+"""Reading a model's config: every field checked, every error naming the field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A config that jinn cannot run; one line that names the field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """A config's fields by name; `prefix` goes before each name, as GGUF's architecture does."""
+
+    values: Mapping[str, Any]
+    prefix: str = ""
+
+    def _get(self, name: str, default: Any) -> Any:
+        value = self.values.get(self.prefix + name)
+        if value is None and default is None:
+            raise ConfigError(f"config field {self.prefix + name} is missing")
+        return default if value is None else value
+
+    def has(self, name: str) -> bool:
+        return self.values.get(self.prefix + name) is not None
+
+    def integer(self, name: str, default: int | None = None, *, low: int = 1, high: int = 2**31 - 1) -> int:
+        value = self._get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ConfigError(
+                f"config field {self.prefix + name} must be from {low} to {high}, not {value!r}"
+            )
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A positive finite number."""
+        value = self._get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ConfigError(f"config field {self.prefix + name} must be a positive number, not {value!r}")
+        return float(value)
+
+    def boolean(self, name: str, default: bool) -> bool:
+        value = self._get(name, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"config field {self.prefix + name} must be true or false, not {value!r}")
+        return value
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._get(name, default)
+        if not isinstance(value, str):
+            raise ConfigError(f"config field {self.prefix + name} must be a string, not {value!r}")
+        return value

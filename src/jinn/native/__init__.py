@@ -1,0 +1,1 @@
+"""The sources of `jinn._native`, the C++ kernels."""

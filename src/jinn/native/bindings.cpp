@@ -1,0 +1,405 @@
+// What Python sees of the native code: a table of contents.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <chrono>
+
+#include "kernels.h"
+#include "kv_cache.h"
+#include "packed.h"
+#include "program.h"
+#include "sample.h"
+#include "threads.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace jinn {
+namespace {
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using IntTable = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using FloatTable = nb::ndarray<nb::numpy, float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void expect(bool condition, const std::string& what) {
+  if (!condition) throw std::invalid_argument(what);
+}
+
+std::vector<float> to_vector(const Floats& values) { return {values.data(), values.data() + values.size()}; }
+
+FloatTable owned_table(float* data, size_t rows, size_t cols) {
+  const nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  return FloatTable(data, {rows, cols}, owner);
+}
+
+// Packs with all threads and lets the file's pages behind go.
+std::shared_ptr<PackedTensor> pack(ThreadPool& pool, const Bytes& data, const std::string& format, int64_t rows,
+                                   int64_t cols, const Ints* row_order, bool drop_pages) {
+  auto packed = std::make_shared<PackedTensor>(format_by_name(format), rows, cols);
+  const FormatInfo& f = info(packed->format());
+  expect(static_cast<int64_t>(data.size()) == rows * (cols / f.block_elems) * f.block_bytes,
+         "[pack] data is not rows * cols of " + format);
+  const int32_t* order = nullptr;
+  if (row_order) {
+    expect(static_cast<int64_t>(row_order->size()) == rows, "[pack] expected one source row per row");
+    order = row_order->data();
+    for (int64_t i = 0; i < rows; ++i) expect(order[i] >= 0 && order[i] < rows, "[pack] source row out of range");
+  }
+  const int64_t tiles_per_item = 64;
+  const uint8_t* source = data.data();
+  nb::gil_scoped_release release;
+  pool.for_each((packed->num_tiles() + tiles_per_item - 1) / tiles_per_item, [&](int64_t item) {
+    packed->pack(source, order, item * tiles_per_item, std::min(packed->num_tiles(), (item + 1) * tiles_per_item));
+  });
+  if (drop_pages) {
+    const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const uintptr_t first = (reinterpret_cast<uintptr_t>(source) + page - 1) / page * page;
+    const uintptr_t last = (reinterpret_cast<uintptr_t>(source) + data.size()) / page * page;
+    if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  }
+  return packed;
+}
+
+FloatTable dequantize(const PackedTensor& packed) {
+  float* values = new float[static_cast<size_t>(packed.rows() * packed.cols())];
+  for (int64_t row = 0; row < packed.rows(); ++row) packed.dequantize_row(row, values + row * packed.cols());
+  return owned_table(values, static_cast<size_t>(packed.rows()), static_cast<size_t>(packed.cols()));
+}
+
+ActivationType activation_by_name(const std::string& name) {
+  if (name == "int8") return ActivationType::Int8;
+  if (name == "bf16") return ActivationType::BF16;
+  if (name == "f32") return ActivationType::F32;
+  throw std::invalid_argument("activation type " + name + " is not one of int8, bf16, f32");
+}
+
+// Checks every index before the kernels use it.
+BatchView view_of(const Ints& token_ids, const Ints& positions, const Ints& query_start, const Ints& context_lens,
+                  const IntTable& block_tables, const Ints& logit_rows, const KVCache& cache, int64_t vocab_size) {
+  BatchView b{token_ids.data(),
+              positions.data(),
+              query_start.data(),
+              context_lens.data(),
+              block_tables.data(),
+              logit_rows.data(),
+              static_cast<int64_t>(token_ids.size()),
+              static_cast<int64_t>(context_lens.size()),
+              static_cast<int64_t>(block_tables.shape(1)),
+              static_cast<int64_t>(logit_rows.size())};
+  expect(b.num_tokens > 0 && b.num_seqs > 0, "[batch] is empty");
+  expect(static_cast<int64_t>(positions.size()) == b.num_tokens, "[batch] expected a position per token");
+  expect(static_cast<int64_t>(query_start.size()) == b.num_seqs + 1, "[batch] expected num_seqs + 1 query_start");
+  expect(static_cast<int64_t>(block_tables.shape(0)) == b.num_seqs, "[batch] expected a block table per sequence");
+  expect(b.query_start[0] == 0 && b.query_start[b.num_seqs] == b.num_tokens, "[batch] query_start does not cover");
+  for (int64_t i = 0; i < b.num_tokens; ++i) {
+    expect(b.token_ids[i] >= 0 && b.token_ids[i] < vocab_size, "[batch] token id outside the vocabulary");
+  }
+  for (int64_t s = 0; s < b.num_seqs; ++s) {
+    const SequenceView sequence = b.sequence(s);
+    expect(sequence.num_tokens > 0 && sequence.context_len >= sequence.num_tokens, "[batch] empty sequence");
+    const int64_t blocks = (sequence.context_len + cache.block_size() - 1) / cache.block_size();
+    expect(blocks <= b.max_blocks, "[batch] block table shorter than the context");
+    for (int64_t i = 0; i < blocks; ++i) {
+      expect(sequence.block_table[i] >= 0 && sequence.block_table[i] < cache.num_blocks(), "[batch] no such block");
+    }
+    for (int64_t i = 0; i < sequence.num_tokens; ++i) {
+      expect(b.positions[sequence.first_token + i] == sequence.context_len - sequence.num_tokens + i,
+             "[batch] positions of a sequence are not consecutive up to its context");
+    }
+  }
+  for (int64_t i = 0; i < b.num_rows; ++i) {
+    expect(b.logit_rows[i] >= 0 && b.logit_rows[i] < b.num_tokens, "[batch] logit row out of range");
+  }
+  return b;
+}
+
+// The logits of the last run, until the next one.
+class Logits {
+ public:
+  Logits(std::shared_ptr<Program> program, Matrix matrix, int64_t rows)
+      : program_(std::move(program)), matrix_(matrix), rows_(rows) {}
+
+  FloatTable copy() const {
+    float* values = new float[static_cast<size_t>(rows_ * matrix_.cols)];
+    for (int64_t r = 0; r < rows_; ++r) std::copy_n(matrix_.row(r), matrix_.cols, values + r * matrix_.cols);
+    return owned_table(values, static_cast<size_t>(rows_), static_cast<size_t>(matrix_.cols));
+  }
+
+  std::vector<Sampled> sample_rows(const std::vector<const SampleRequest*>& requests) const {
+    expect(static_cast<int64_t>(requests.size()) == rows_, "[sample] expected a request per row");
+    std::vector<Sampled> sampled(requests.size());
+    nb::gil_scoped_release release;
+    program_->pool().for_each(rows_, [&](int64_t r) {
+      const size_t i = static_cast<size_t>(r);
+      sampled[i] = jinn::sample(program_->kernels(), matrix_.row(r), matrix_.cols, *requests[i]);
+    });
+    return sampled;
+  }
+
+ private:
+  std::shared_ptr<Program> program_;
+  Matrix matrix_;
+  int64_t rows_;
+};
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Bytes per second that all threads read together, best of `repeats`.
+double read_bandwidth(ThreadPool& pool, const Kernels& kernels, int64_t bytes, int repeats) {
+  nb::gil_scoped_release release;
+  const Memory memory(static_cast<size_t>(bytes), true);
+  uint8_t* data = memory.data();
+  const size_t share = static_cast<size_t>(bytes / pool.size()) / 256 * 256;
+  pool.run([&](int thread) { std::fill_n(data + share * static_cast<size_t>(thread), share, uint8_t{1}); });
+  double best = 0;
+  for (int i = 0; i < repeats; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    pool.run([&](int thread) {
+      uint32_t sink = 0;
+      kernels.read_bytes(data + share * static_cast<size_t>(thread), share, &sink);
+      asm volatile("" : : "r"(sink));
+    });
+    best = std::max(best, static_cast<double>(share) * pool.size() / seconds_since(start));
+  }
+  return best;
+}
+
+// Operations per second of all threads together, best of `repeats` of about 50 ms each.
+double peak(ThreadPool& pool, const Kernels& kernels, Peak kind, int repeats) {
+  nb::gil_scoped_release release;
+  int64_t rounds = 100'000;
+  double best = 0;
+  for (int i = 0; i < repeats + 1; ++i) {
+    std::atomic<int64_t> operations{0};
+    const auto start = std::chrono::steady_clock::now();
+    pool.run([&](int) {
+      uint32_t sink = 0;
+      operations += kernels.peak(kind, rounds, &sink);
+      asm volatile("" : : "r"(sink));
+    });
+    const double seconds = seconds_since(start);
+    best = std::max(best, static_cast<double>(operations) / seconds);
+    if (i == 0) rounds = std::max<int64_t>(rounds, static_cast<int64_t>(static_cast<double>(rounds) * 0.05 / seconds));
+  }
+  return best;
+}
+
+std::vector<std::string> isa_names() {
+  const Kernels* available[8];
+  std::vector<std::string> names;
+  for (int i = 0, count = available_kernels(available, 8); i < count; ++i) names.emplace_back(available[i]->name);
+  return names;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.attr("layout_id") = kLayoutId;
+  m.attr("group_size") = kGroup;
+  m.def("default_num_threads", &default_num_threads,
+        "Physical cores this process may use, at most the cgroup's quota.");
+  m.def("isa_names", &isa_names, "Instruction sets this machine can run, best first.");
+
+  nb::class_<Kernels>(m, "Kernels", "One instruction set's kernels.").def_prop_ro("name", [](const Kernels& k) {
+    return std::string(k.name);
+  });
+  m.def(
+      "choose_kernels", [](const std::string& name) { return &choose_kernels(name.c_str()); }, "name"_a,
+      nb::rv_policy::reference, "The named instruction set, or the best for an empty name.");
+
+  nb::class_<ThreadPool>(m, "ThreadPool", "Threads that run kernels together.")
+      .def(nb::init<int>(), "num_threads"_a)
+      .def_prop_ro("num_threads", &ThreadPool::size);
+
+  nb::class_<PackedTensor>(m, "PackedTensor", "A weight [rows, cols] as the kernels read it.")
+      .def_prop_ro("shape", [](const PackedTensor& p) { return nb::make_tuple(p.rows(), p.cols()); })
+      .def_prop_ro("format", [](const PackedTensor& p) { return std::string(info(p.format()).name); })
+      .def_prop_ro("nbytes", &PackedTensor::nbytes)
+      .def("dequantize", &dequantize, "The values, float32 [rows, cols].");
+  m.def(
+      "pack",
+      [](ThreadPool& pool, const Bytes& data, const std::string& format, int64_t rows, int64_t cols,
+         nb::object row_order, bool drop_pages) {
+        if (row_order.is_none()) return pack(pool, data, format, rows, cols, nullptr, drop_pages);
+        const Ints order = nb::cast<Ints>(row_order);
+        return pack(pool, data, format, rows, cols, &order, drop_pages);
+      },
+      "pool"_a, "data"_a, "format"_a, "rows"_a, "cols"_a, "row_order"_a.none() = nb::none(), "drop_pages"_a = false,
+      "Pack the file's bytes of a tensor; row i of the result is row row_order[i] of the file.");
+
+  m.def(
+      "activation_stride",
+      [](const std::string& type, int64_t cols) { return activation_stride(activation_by_name(type), cols); }, "type"_a,
+      "cols"_a, "Bytes per row of activations of a type.");
+
+  nb::class_<KVCache>(m, "KVCache", "Keys and values of all sequences, in blocks.")
+      .def(
+          "__init__",
+          [](KVCache* self, const std::vector<std::tuple<int, int, int>>& layers, const std::string& dtype,
+             int64_t num_blocks, int block_size) {
+            std::vector<KVCache::Spec> specs;
+            for (const auto& [heads, key_dim, value_dim] : layers) specs.push_back({heads, key_dim, value_dim});
+            new (self) KVCache(specs, cache_type_by_name(dtype), num_blocks, block_size);
+          },
+          "layers"_a, "dtype"_a, "num_blocks"_a, "block_size"_a)
+      .def_prop_ro("num_blocks", &KVCache::num_blocks)
+      .def_prop_ro("block_size", &KVCache::block_size)
+      .def_prop_ro("block_bytes", &KVCache::block_bytes)
+      .def(
+          "copy_block",
+          [](KVCache& c, int64_t source, int64_t target) {
+            expect(source >= 0 && source < c.num_blocks() && target >= 0 && target < c.num_blocks(),
+                   "[kv_cache] no such block");
+            c.copy_block(source, target);
+          },
+          "source"_a, "target"_a)
+      .def(
+          "fill_block",
+          [](KVCache& c, int64_t block, uint8_t byte) {
+            expect(block >= 0 && block < c.num_blocks(), "[kv_cache] no such block");
+            c.fill_block(block, byte);
+          },
+          "block"_a, "byte"_a, "Set every byte of a block, to poison it.");
+
+  nb::class_<Operand>(m, "Operand", "Columns of a buffer.")
+      .def(nb::init<int, int64_t, int64_t>(), "buffer"_a = -1, "first_col"_a = 0, "cols"_a = 0);
+
+  nb::class_<SampleRequest>(m, "SampleRequest", "How one token is drawn.")
+      .def(nb::init<>())
+      .def_rw("temperature", &SampleRequest::temperature)
+      .def_rw("top_k", &SampleRequest::top_k)
+      .def_rw("top_p", &SampleRequest::top_p)
+      .def_rw("min_p", &SampleRequest::min_p)
+      .def_rw("repetition_penalty", &SampleRequest::repetition_penalty)
+      .def_rw("presence_penalty", &SampleRequest::presence_penalty)
+      .def_rw("frequency_penalty", &SampleRequest::frequency_penalty)
+      .def_rw("seed", &SampleRequest::seed)
+      .def_rw("position", &SampleRequest::position)
+      .def_rw("num_logprobs", &SampleRequest::num_logprobs)
+      .def_rw("banned_ids", &SampleRequest::banned_ids)
+      .def_rw("bias_ids", &SampleRequest::bias_ids)
+      .def_rw("bias", &SampleRequest::bias)
+      .def(
+          "set_seen",
+          [](SampleRequest& r, const Ints& ids, const Ints& counts) {
+            expect(ids.size() == counts.size(), "[sample] expected a count per seen id");
+            r.seen_ids.assign(ids.data(), ids.data() + ids.size());
+            r.output_counts.assign(counts.data(), counts.data() + counts.size());
+          },
+          "ids"_a, "counts"_a);
+  nb::class_<Sampled>(m, "Sampled", "The drawn id, -1 where the logits were not finite.")
+      .def_ro("token_id", &Sampled::token_id)
+      .def_ro("logprob", &Sampled::logprob)
+      .def_ro("top_ids", &Sampled::top_ids)
+      .def_ro("top_logprobs", &Sampled::top_logprobs);
+  m.def(
+      "sample_row",
+      [](const Kernels& kernels, const Floats& logits, const SampleRequest& request) {
+        std::vector<float> row = to_vector(logits);
+        return sample(kernels, row.data(), static_cast<int64_t>(row.size()), request);
+      },
+      "kernels"_a, "logits"_a, "request"_a, "Draw from one row of logits.");
+  m.def("uniform", &uniform, "seed"_a, "position"_a, "The random number in [0, 1) of (seed, position).");
+
+  nb::class_<Logits>(m, "Logits", "The rows of the last run, valid until the next.")
+      .def("copy", &Logits::copy, "float32 [rows, vocab_size].")
+      .def("sample", &Logits::sample_rows, "requests"_a, "Draw one token per row.");
+
+  nb::class_<Program>(m, "Program", "A recorded model.")
+      .def(
+          "__init__",
+          [](Program* self, std::shared_ptr<ThreadPool> pool, const Kernels& kernels) {
+            new (self) Program(std::move(pool), kernels);
+          },
+          "pool"_a, "kernels"_a)
+      .def(
+          "add_buffer",
+          [](Program& p, bool is_logits, int64_t row_bytes, int slot) {
+            return p.add_buffer(is_logits ? Rows::Logits : Rows::Tokens, row_bytes, slot);
+          },
+          "is_logits"_a, "row_bytes"_a, "slot"_a)
+      .def("embed", &Program::embed, "out"_a, "table"_a)
+      .def(
+          "quantize",
+          [](Program& p, Operand x, const std::string& type, bool round_to_bf16, int out) {
+            p.quantize(x, activation_by_name(type), round_to_bf16, out);
+          },
+          "x"_a, "type"_a, "round_to_bf16"_a, "out"_a)
+      .def(
+          "linear",
+          [](Program& p, int input, const std::string& type, std::vector<std::shared_ptr<PackedTensor>> weights,
+             const std::vector<Floats>& biases, std::vector<Operand> outputs, Operand residual) {
+            std::vector<std::vector<float>> copies;
+            for (const Floats& bias : biases) copies.push_back(to_vector(bias));
+            p.linear(input, activation_by_name(type), std::move(weights), std::move(copies), std::move(outputs),
+                     residual);
+          },
+          "input"_a, "type"_a, "weights"_a, "biases"_a, "outputs"_a, "residual"_a)
+      .def(
+          "rms_norm",
+          [](Program& p, Operand x, Operand out, const Floats& weight, float eps) {
+            p.rms_norm(x, out, to_vector(weight), eps);
+          },
+          "x"_a, "out"_a, "weight"_a, "eps"_a)
+      .def("silu_mul", &Program::silu_mul, "gate"_a, "up"_a, "out"_a)
+      .def("add", &Program::add, "a"_a, "b"_a, "out"_a)
+      .def("rope_table", &Program::rope_table, "inv_freq"_a, "attention_factor"_a, "out"_a)
+      .def("rope", &Program::rope, "table"_a, "num_pairs"_a, "num_heads"_a, "is_interleaved"_a, "x"_a, "out"_a)
+      .def("store_kv", &Program::store_kv, "k"_a, "v"_a, "layer"_a)
+      .def("attention", &Program::attention, "q"_a, "out"_a, "layer"_a, "num_kv_heads"_a, "scale"_a)
+      .def("select_rows", &Program::select_rows, "x"_a, "out"_a)
+      .def("set_output", &Program::set_output, "logits"_a);
+
+  m.def(
+      "run",
+      [](std::shared_ptr<Program> program, const KVCache& cache, int64_t vocab_size, const Ints& token_ids,
+         const Ints& positions, const Ints& query_start, const Ints& context_lens, const IntTable& block_tables,
+         const Ints& logit_rows) {
+        const BatchView batch =
+            view_of(token_ids, positions, query_start, context_lens, block_tables, logit_rows, cache, vocab_size);
+        Matrix logits;
+        {
+          nb::gil_scoped_release release;
+          logits = program->run(batch, cache);
+        }
+        return Logits(std::move(program), logits, batch.num_rows);
+      },
+      "program"_a, "cache"_a, "vocab_size"_a, "token_ids"_a, "positions"_a, "query_start"_a, "context_lens"_a,
+      "block_tables"_a, "logit_rows"_a, "Run a batch.");
+  m.def(
+      "profile",
+      [](Program& program, const KVCache& cache, int64_t vocab_size, const Ints& token_ids, const Ints& positions,
+         const Ints& query_start, const Ints& context_lens, const IntTable& block_tables, const Ints& logit_rows) {
+        const BatchView batch =
+            view_of(token_ids, positions, query_start, context_lens, block_tables, logit_rows, cache, vocab_size);
+        return program.profile(batch, cache);
+      },
+      "program"_a, "cache"_a, "vocab_size"_a, "token_ids"_a, "positions"_a, "query_start"_a, "context_lens"_a,
+      "block_tables"_a, "logit_rows"_a, "Run a batch and give the seconds of each instruction.");
+
+  m.def("read_bandwidth", &read_bandwidth, "pool"_a, "kernels"_a, "bytes"_a, "repeats"_a, "Bytes per second.");
+  m.def(
+      "peak",
+      [](ThreadPool& pool, const Kernels& kernels, const std::string& kind, int repeats) {
+        const ActivationType type = activation_by_name(kind);
+        return peak(pool, kernels,
+                    type == ActivationType::Int8   ? Peak::Int8
+                    : type == ActivationType::BF16 ? Peak::BF16
+                                                   : Peak::F32,
+                    repeats);
+      },
+      "pool"_a, "kernels"_a, "kind"_a, "repeats"_a, "Operations per second of int8, bf16 or f32 multiply-adds.");
+}
+
+}  // namespace jinn

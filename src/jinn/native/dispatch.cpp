@@ -1,0 +1,48 @@
+// Which kernels this machine runs.
+#include <stdexcept>
+#include <string>
+
+#include "kernels.h"
+
+namespace jinn {
+namespace {
+
+#if defined(JINN_HAS_AVX512)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+}
+#endif
+
+}  // namespace
+
+int available_kernels(const Kernels** out, int capacity) {
+  int count = 0;
+#if defined(JINN_HAS_AVX512)
+  if (has_avx512() && count < capacity) out[count++] = &avx512::kernels;
+#endif
+  if (count < capacity) out[count++] = &portable::kernels;
+  return count;
+}
+
+const Kernels& choose_kernels(const char* name) {
+  const Kernels* available[8];
+  const int count = available_kernels(available, 8);
+  if (name == nullptr || *name == '\0') return *available[0];
+  std::string names;
+  for (int i = 0; i < count; ++i) {
+    if (std::string(name) == available[i]->name) return *available[i];
+    names += std::string(i ? ", " : "") + available[i]->name;
+  }
+  throw std::invalid_argument("JINN_ISA=" + std::string(name) + " is not available on this machine; it has " + names);
+}
+
+int64_t activation_stride(ActivationType type, int64_t cols) {
+  int64_t bytes = 4 * cols;
+  if (type == ActivationType::Int8) bytes = cols + cols / kGroup * 12;
+  if (type == ActivationType::BF16) bytes = (cols + 1) / 2 * 4;
+  return (bytes + 63) / 64 * 64;
+}
+
+}  // namespace jinn

@@ -1,0 +1,109 @@
+// The kernels that each instruction set has its own build of. Every function computes one claimable piece of an op;
+// what a piece covers never changes the value of any number in it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kv_cache.h"
+#include "packed.h"
+
+namespace jinn {
+
+// A float32 matrix: `cols` columns in rows that are `stride` floats apart.
+struct Matrix {
+  float* data = nullptr;
+  int64_t stride = 0;
+  int64_t cols = 0;
+  float* row(int64_t r) const { return data + r * stride; }
+};
+
+// How a linear's input is held while weights read it.
+enum class ActivationType { F32, BF16, Int8 };
+
+// Rows of activations, each `stride` bytes. Int8: codes [cols], then per group of 32 columns the scale (f32), the
+// scaled sum of the codes (f32) and their sum (i32). BF16: pairs, padded to even. F32: as they are, or rounded to bf16.
+struct Activations {
+  uint8_t* data = nullptr;
+  int64_t stride = 0;
+  int64_t cols = 0;
+
+  uint8_t* row(int64_t r) const { return data + r * stride; }
+  float* scales(int64_t r) const { return reinterpret_cast<float*>(row(r) + cols); }
+  float* scaled_sums(int64_t r) const { return scales(r) + cols / kGroup; }
+  int32_t* sums(int64_t r) const { return reinterpret_cast<int32_t*>(scaled_sums(r) + cols / kGroup); }
+};
+
+int64_t activation_stride(ActivationType type, int64_t cols);
+
+// Tiles first_tile .. last_tile - 1 of `weight` for rows first_row .. last_row - 1.
+struct LinearPiece {
+  const PackedTensor* weight;
+  const float* bias;  // [rows of weight] or null
+  Activations input;
+  Matrix output;
+  const Matrix* residual;  // added to the result, or null
+  int64_t first_tile, last_tile, first_row, last_row;
+};
+
+struct Rotation {
+  const float* table;  // [tokens][2 * num_pairs]: cos, then sin
+  int num_pairs, num_heads;
+  bool is_interleaved;
+};
+
+// One sequence's place in the step and in the cache.
+struct SequenceView {
+  int64_t first_token, num_tokens;
+  int64_t context_len;  // positions up to and including the last token
+  const int32_t* block_table;
+};
+
+struct AttentionPiece {
+  const KVCache* cache;
+  int layer;
+  SequenceView sequence;
+  int kv_head, group_size;          // query heads kv_head * group_size ...
+  int64_t first_token, last_token;  // of the batch
+  float scale;
+  Matrix query, output;
+};
+
+enum class Peak { Int8, BF16, F32 };
+
+struct Kernels {
+  const char* name;
+
+  void (*quantize_rows)(ActivationType type, bool round_to_bf16, Matrix x, Activations out, int64_t first,
+                        int64_t last);
+  void (*linear)(ActivationType type, const LinearPiece& piece);
+  void (*rms_norm)(Matrix x, const float* weight, int64_t width, float eps, Matrix out, int64_t first, int64_t last);
+  void (*silu_mul)(Matrix gate, Matrix up, Matrix out, int64_t first, int64_t last);
+  void (*add)(Matrix a, Matrix b, Matrix out, int64_t first, int64_t last);
+  void (*rope)(const Rotation& rotation, Matrix x, Matrix out, int64_t first, int64_t last);
+  void (*store_kv)(const KVCache& cache, int layer, int kv_head, const SequenceView& sequence, Matrix k, Matrix v);
+  void (*attention)(const AttentionPiece& piece);
+  bool (*find_maximum)(const float* x, int64_t n, float* maximum);
+  float (*log_sum_exp)(const float* x, int64_t n, float maximum);
+  void (*exp_scaled)(const float* x, int64_t n, float maximum, float inverse_temperature, float* out);
+  // The machine's limits: reads `bytes`; does `rounds` rounds of independent multiply-adds and returns how many
+  // operations (two per multiply-add) they were. `sink` keeps the compiler from dropping the work.
+  void (*read_bytes)(const uint8_t* from, size_t bytes, uint32_t* sink);
+  int64_t (*peak)(Peak kind, int64_t rounds, uint32_t* sink);
+};
+
+namespace portable {
+extern const Kernels kernels;
+}
+#if defined(JINN_HAS_AVX512)
+namespace avx512 {
+extern const Kernels kernels;
+}
+#endif
+
+// The best set this machine has, or the one named; throws std::invalid_argument naming what there is.
+const Kernels& choose_kernels(const char* name);
+// Names that this machine can run, best first.
+int available_kernels(const Kernels** out, int capacity);
+
+}  // namespace jinn

@@ -1,0 +1,22 @@
+// The end of every linear kernel: bias, residual and the store of one tile's 16 outputs of one row.
+#pragma once
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace jinn::JINN_ISA {
+
+JINN_INLINE void store_tile(const LinearPiece& piece, int64_t tile, int64_t row, f32x16 y) {
+  const int64_t col = tile * kTileRows;
+  const int64_t left = piece.weight->rows() - col;
+  const int count = left < kLanes ? static_cast<int>(left) : kLanes;
+  if (piece.bias) y = y + load_part(piece.bias + col, count);
+  if (piece.residual) y = load_part(piece.residual->row(row) + col, count) + y;
+  if (count == kLanes) {
+    store(piece.output.row(row) + col, y);
+  } else {
+    store_part(piece.output.row(row) + col, y, count);
+  }
+}
+
+}  // namespace jinn::JINN_ISA

@@ -1,0 +1,68 @@
+// The machine's limits: streaming reads, and multiply-adds in registers.
+#include "kernels.h"
+#include "ops.h"
+#include "vec.h"
+
+namespace jinn::JINN_ISA {
+namespace {
+
+constexpr int kAccumulators = 12;  // independent chains, enough to hide the latency
+constexpr int kStreams = 4;
+
+// Keeps a value in its register without storing it.
+template <class Vector>
+JINN_INLINE void keep(Vector& v) {
+#if defined(JINN_AVX512)
+  asm volatile("" : "+v"(v));
+#else
+  asm volatile("" : : "r"(&v) : "memory");
+#endif
+}
+
+template <class Vector, class Step>
+JINN_INLINE uint32_t run(int64_t rounds, Step step) {
+  Vector sums[kAccumulators] = {};
+  for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kAccumulators; ++i) {
+      sums[i] = step(sums[i]);
+      keep(sums[i]);
+    }
+  }
+  uint32_t mixed = 0;
+  for (int i = 0; i < kAccumulators; ++i) mixed ^= bit_cast<u32x16>(sums[i])[0];
+  return mixed;
+}
+
+}  // namespace
+
+void read_bytes(const uint8_t* from, size_t bytes, uint32_t* sink) {
+  u32x16 mixed[kStreams] = {};
+  for (size_t at = 0; at + kStreams * 64 <= bytes; at += kStreams * 64) {
+    for (int i = 0; i < kStreams; ++i) mixed[i] ^= load_as<u32x16>(from + at + 64 * i);
+  }
+  for (int i = 1; i < kStreams; ++i) mixed[0] ^= mixed[i];
+  for (int i = 0; i < kLanes; ++i) *sink ^= mixed[0][i];
+}
+
+int64_t peak(Peak kind, int64_t rounds, uint32_t* sink) {
+  const int64_t per_round = 2 * kAccumulators * kLanes;
+  if (kind == Peak::Int8) {
+    u32x16 w = set1_bits(0x03030303u);
+    keep(w);
+    *sink ^= run<i32x16>(rounds, [w](i32x16 sum) { return dot_u8s8(sum, w, 0x05050505u); });
+    return rounds * per_round * 4;
+  }
+  if (kind == Peak::BF16) {
+    u32x16 w = set1_bits(0x3f803f80u);
+    keep(w);
+    *sink ^= run<f32x16>(rounds, [w](f32x16 sum) { return dot_bf16(sum, w, 0x3f003f00u); });
+    return rounds * per_round * 2;
+  }
+  f32x16 factor = set1(0.5f), addend = set1(1.0f);
+  keep(factor);
+  *sink ^= run<f32x16>(rounds, [factor, addend](f32x16 sum) { return fma(sum, factor, addend); });
+  return rounds * per_round;
+}
+
+}  // namespace jinn::JINN_ISA

@@ -1,0 +1,420 @@
+#include "program.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+namespace jinn {
+namespace {
+
+constexpr int64_t kRowsPerItem = 8;       // rows of a row-wise op that one claim covers
+constexpr int64_t kLinearRows = 64;       // rows of a linear that one claim covers
+constexpr int64_t kClaimsPerThread = 6;   // enough to even out threads that run at different speeds
+constexpr int64_t kAttentionTokens = 16;  // query tokens that one claim covers
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Ops that compute each row by itself.
+class RowWise : public Instruction {
+ public:
+  explicit RowWise(int out_buffer) : out_buffer_(out_buffer) {}
+  int64_t num_items(const Step& step) const override { return ceil_div(step.num_rows(out_buffer_), kRowsPerItem); }
+  void run(const Step& step, int64_t item) const override {
+    rows(step, item * kRowsPerItem, std::min(step.num_rows(out_buffer_), (item + 1) * kRowsPerItem));
+  }
+  virtual void rows(const Step& step, int64_t first, int64_t last) const = 0;
+
+ protected:
+  int out_buffer_;
+};
+
+class Embed : public RowWise {
+ public:
+  Embed(std::shared_ptr<PackedTensor> table, Operand out) : RowWise(out.buffer), table_(std::move(table)), out_(out) {}
+  std::string name() const override { return "embed"; }
+  void rows(const Step& step, int64_t first, int64_t last) const override {
+    const Matrix out = step.matrix(out_);
+    for (int64_t r = first; r < last; ++r) table_->dequantize_row(step.batch.token_ids[r], out.row(r));
+  }
+
+ private:
+  std::shared_ptr<PackedTensor> table_;
+  Operand out_;
+};
+
+class Quantize : public RowWise {
+ public:
+  Quantize(Operand x, ActivationType type, bool round_to_bf16, int out)
+      : RowWise(out), x_(x), type_(type), round_to_bf16_(round_to_bf16) {}
+  std::string name() const override { return "quantize"; }
+  void rows(const Step& step, int64_t first, int64_t last) const override {
+    const Activations out{step.buffer(out_buffer_), step.row_bytes(out_buffer_), x_.cols};
+    step.kernels.quantize_rows(type_, round_to_bf16_, step.matrix(x_), out, first, last);
+  }
+
+ private:
+  Operand x_;
+  ActivationType type_;
+  bool round_to_bf16_;
+};
+
+class RmsNorm : public RowWise {
+ public:
+  RmsNorm(Operand x, std::vector<float> weight, float eps, Operand out)
+      : RowWise(out.buffer), x_(x), weight_(std::move(weight)), eps_(eps), out_(out) {}
+  std::string name() const override { return "rms_norm"; }
+  void rows(const Step& step, int64_t first, int64_t last) const override {
+    step.kernels.rms_norm(step.matrix(x_), weight_.data(), static_cast<int64_t>(weight_.size()), eps_,
+                          step.matrix(out_), first, last);
+  }
+
+ private:
+  Operand x_;
+  std::vector<float> weight_;
+  float eps_;
+  Operand out_;
+};
+
+class SiluMul : public RowWise {
+ public:
+  SiluMul(Operand gate, Operand up, Operand out) : RowWise(out.buffer), gate_(gate), up_(up), out_(out) {}
+  std::string name() const override { return "silu_mul"; }
+  void rows(const Step& step, int64_t first, int64_t last) const override {
+    step.kernels.silu_mul(step.matrix(gate_), step.matrix(up_), step.matrix(out_), first, last);
+  }
+
+ private:
+  Operand gate_, up_, out_;
+};
+
+class Add : public RowWise {
+ public:
+  Add(Operand a, Operand b, Operand out) : RowWise(out.buffer), a_(a), b_(b), out_(out) {}
+  std::string name() const override { return "add"; }
+  void rows(const Step& step, int64_t first, int64_t last) const override {
+    step.kernels.add(step.matrix(a_), step.matrix(b_), step.matrix(out_), first, last);
+  }
+
+ private:
+  Operand a_, b_, out_;
+};
+
+// cos and sin of position * inv_freq, the angle in float32 as the definition has it.
+class RopeTable : public RowWise {
+ public:
+  RopeTable(std::vector<float> inv_freq, float attention_factor, int out)
+      : RowWise(out), inv_freq_(std::move(inv_freq)), attention_factor_(attention_factor) {}
+  std::string name() const override { return "rope_table"; }
+  void rows(const Step& step, int64_t first, int64_t last) const override {
+    const size_t n = inv_freq_.size();
+    for (int64_t r = first; r < last; ++r) {
+      float* row = reinterpret_cast<float*>(step.buffer(out_buffer_) + r * step.row_bytes(out_buffer_));
+      for (size_t i = 0; i < n; ++i) {
+        const double angle = static_cast<float>(step.batch.positions[r]) * inv_freq_[i];
+        row[i] = static_cast<float>(std::cos(angle)) * attention_factor_;
+        row[n + i] = static_cast<float>(std::sin(angle)) * attention_factor_;
+      }
+    }
+  }
+
+ private:
+  std::vector<float> inv_freq_;
+  float attention_factor_;
+};
+
+class Rope : public RowWise {
+ public:
+  Rope(int table, int num_pairs, int num_heads, bool is_interleaved, Operand x, Operand out)
+      : RowWise(out.buffer),
+        table_(table),
+        rotation_{nullptr, num_pairs, num_heads, is_interleaved},
+        x_(x),
+        out_(out) {}
+  std::string name() const override { return "rope"; }
+  void rows(const Step& step, int64_t first, int64_t last) const override {
+    Rotation rotation = rotation_;
+    rotation.table = reinterpret_cast<const float*>(step.buffer(table_));
+    step.kernels.rope(rotation, step.matrix(x_), step.matrix(out_), first, last);
+  }
+
+ private:
+  int table_;
+  Rotation rotation_;
+  Operand x_, out_;
+};
+
+class SelectRows : public RowWise {
+ public:
+  SelectRows(Operand x, Operand out) : RowWise(out.buffer), x_(x), out_(out) {}
+  std::string name() const override { return "select_rows"; }
+  void rows(const Step& step, int64_t first, int64_t last) const override {
+    const Matrix x = step.matrix(x_), out = step.matrix(out_);
+    for (int64_t r = first; r < last; ++r) {
+      std::memcpy(out.row(r), x.row(step.batch.logit_rows[r]), sizeof(float) * static_cast<size_t>(x.cols));
+    }
+  }
+
+ private:
+  Operand x_, out_;
+};
+
+// Items are blocks of (tiles, rows); the tiles of all weights count as one sequence.
+class Linear : public Instruction {
+ public:
+  Linear(int input, ActivationType type, std::vector<std::shared_ptr<PackedTensor>> weights,
+         std::vector<std::vector<float>> biases, std::vector<Operand> outputs, Operand residual)
+      : input_(input),
+        type_(type),
+        weights_(std::move(weights)),
+        biases_(std::move(biases)),
+        outputs_(std::move(outputs)),
+        residual_(residual) {
+    for (const auto& weight : weights_) num_tiles_ += weight->num_tiles();
+  }
+  std::string name() const override { return "linear " + std::to_string(num_tiles_ * kTileRows); }
+
+  int64_t num_items(const Step& step) const override { return tile_blocks(step) * row_blocks(step); }
+
+  void run(const Step& step, int64_t item) const override {
+    const int64_t block = item / row_blocks(step), rows = step.num_rows(input_);
+    const int64_t first_row = item % row_blocks(step) * kLinearRows;
+    int64_t first = block * tiles_per_item(step), last = std::min(num_tiles_, first + tiles_per_item(step));
+    for (size_t w = 0; w < weights_.size() && first < last; ++w) {
+      const int64_t tiles = weights_[w]->num_tiles();
+      if (first < tiles) {
+        tiles_of(step, w, first, std::min(last, tiles), first_row, std::min(rows, first_row + kLinearRows));
+        first = tiles;
+      }
+      first -= tiles;
+      last -= tiles;
+    }
+  }
+
+ private:
+  int64_t row_blocks(const Step& step) const { return ceil_div(step.num_rows(input_), kLinearRows); }
+  int64_t tiles_per_item(const Step& step) const {
+    const int64_t claims =
+        std::max<int64_t>(1, kClaimsPerThread * step.num_threads() / std::max<int64_t>(1, row_blocks(step)));
+    return std::max<int64_t>(1, ceil_div(num_tiles_, claims));
+  }
+  int64_t tile_blocks(const Step& step) const { return ceil_div(num_tiles_, tiles_per_item(step)); }
+
+  void tiles_of(const Step& step, size_t w, int64_t first, int64_t last, int64_t first_row, int64_t last_row) const {
+    Matrix residual;
+    if (residual_.buffer >= 0) residual = step.matrix(residual_);
+    LinearPiece piece{weights_[w].get(),
+                      biases_[w].empty() ? nullptr : biases_[w].data(),
+                      {step.buffer(input_), step.row_bytes(input_), weights_[w]->cols()},
+                      step.matrix(outputs_[w]),
+                      residual_.buffer >= 0 ? &residual : nullptr,
+                      first,
+                      last,
+                      first_row,
+                      last_row};
+    step.kernels.linear(type_, piece);
+  }
+
+  int input_;
+  ActivationType type_;
+  std::vector<std::shared_ptr<PackedTensor>> weights_;
+  std::vector<std::vector<float>> biases_;
+  std::vector<Operand> outputs_;
+  Operand residual_;
+  int64_t num_tiles_ = 0;
+};
+
+class StoreKV : public Instruction {
+ public:
+  StoreKV(int layer, Operand k, Operand v) : layer_(layer), k_(k), v_(v) {}
+  std::string name() const override { return "store_kv"; }
+  int64_t num_items(const Step& step) const override {
+    return step.batch.num_seqs * step.cache.layer(layer_).num_kv_heads;
+  }
+  void run(const Step& step, int64_t item) const override {
+    const int heads = step.cache.layer(layer_).num_kv_heads;
+    step.kernels.store_kv(step.cache, layer_, static_cast<int>(item % heads), step.batch.sequence(item / heads),
+                          step.matrix(k_), step.matrix(v_));
+  }
+
+ private:
+  int layer_;
+  Operand k_, v_;
+};
+
+// Items are (sequence, chunk of query tokens, key/value head); the longest chunks come last in a sequence, so they are
+// claimed from its end.
+class Attention : public Instruction {
+ public:
+  Attention(int layer, int num_kv_heads, float scale, Operand q, Operand out)
+      : layer_(layer), num_kv_heads_(num_kv_heads), scale_(scale), q_(q), out_(out) {}
+  std::string name() const override { return "attention"; }
+
+  int64_t num_items(const Step& step) const override {
+    int64_t chunks = 0;
+    for (int64_t s = 0; s < step.batch.num_seqs; ++s) chunks += num_chunks(step.batch.sequence(s));
+    return chunks * num_kv_heads_;
+  }
+
+  void run(const Step& step, int64_t item) const override {
+    int64_t chunk = item / num_kv_heads_, s = 0;
+    while (chunk >= num_chunks(step.batch.sequence(s))) chunk -= num_chunks(step.batch.sequence(s++));
+    const SequenceView sequence = step.batch.sequence(s);
+    const int64_t from_end = num_chunks(sequence) - 1 - chunk;
+    const KVLayer& layer = step.cache.layer(layer_);
+    AttentionPiece piece{
+        &step.cache, layer_,          sequence,         static_cast<int>(item % num_kv_heads_), 0, 0, 0,
+        scale_,      step.matrix(q_), step.matrix(out_)};
+    piece.group_size = static_cast<int>(q_.cols / layer.key_dim / num_kv_heads_);
+    piece.first_token = sequence.first_token + from_end * kAttentionTokens;
+    piece.last_token = std::min(sequence.first_token + sequence.num_tokens, piece.first_token + kAttentionTokens);
+    step.kernels.attention(piece);
+  }
+
+ private:
+  static int64_t num_chunks(const SequenceView& sequence) { return ceil_div(sequence.num_tokens, kAttentionTokens); }
+
+  int layer_, num_kv_heads_;
+  float scale_;
+  Operand q_, out_;
+};
+
+void expect(bool condition, const std::string& what) {
+  if (!condition) throw std::invalid_argument(what);
+}
+
+}  // namespace
+
+void Program::Free::operator()(uint8_t* data) const { std::free(data); }
+
+int Program::add_buffer(Rows rows, int64_t row_bytes, int slot) {
+  buffers_.push_back({rows, (row_bytes + 63) / 64 * 64, slot});
+  return static_cast<int>(buffers_.size()) - 1;
+}
+
+void Program::append(std::unique_ptr<Instruction> instruction) {
+  instructions_.push_back(std::move(instruction));
+  counters_ = std::make_unique<std::atomic<int64_t>[]>(instructions_.size());
+}
+
+void Program::embed(Operand out, std::shared_ptr<PackedTensor> table) {
+  expect(table->cols() == out.cols, "[embed] expected hidden_size columns");
+  append(std::make_unique<Embed>(std::move(table), out));
+}
+
+void Program::quantize(Operand x, ActivationType type, bool round_to_bf16, int out_buffer) {
+  expect(type != ActivationType::Int8 || x.cols % kGroup == 0, "[quantize] expected columns in groups of 32");
+  append(std::make_unique<Quantize>(x, type, round_to_bf16, out_buffer));
+}
+
+void Program::linear(int input_buffer, ActivationType type, std::vector<std::shared_ptr<PackedTensor>> weights,
+                     std::vector<std::vector<float>> biases, std::vector<Operand> outputs, Operand residual) {
+  expect(weights.size() == outputs.size() && weights.size() == biases.size() && !weights.empty(),
+         "[linear] expected one output and one bias per weight");
+  for (size_t w = 0; w < weights.size(); ++w) {
+    expect(weights[w]->rows() == outputs[w].cols, "[linear] expected as many output columns as weight rows");
+    expect(weights[w]->cols() == weights[0]->cols(), "[linear] expected weights of one input width");
+    expect(biases[w].empty() || static_cast<int64_t>(biases[w].size()) == weights[w]->rows(),
+           "[linear] expected a bias per weight row");
+  }
+  append(std::make_unique<Linear>(input_buffer, type, std::move(weights), std::move(biases), std::move(outputs),
+                                  residual));
+}
+
+void Program::rms_norm(Operand x, Operand out, std::vector<float> weight, float eps) {
+  expect(!weight.empty() && x.cols % static_cast<int64_t>(weight.size()) == 0 && x.cols == out.cols,
+         "[rms_norm] expected columns in whole runs of the weight");
+  append(std::make_unique<RmsNorm>(x, std::move(weight), eps, out));
+}
+
+void Program::silu_mul(Operand gate, Operand up, Operand out) {
+  expect(gate.cols == up.cols && gate.cols == out.cols, "[silu_mul] expected equal widths");
+  append(std::make_unique<SiluMul>(gate, up, out));
+}
+
+void Program::add(Operand a, Operand b, Operand out) {
+  expect(a.cols == b.cols && a.cols == out.cols, "[add] expected equal widths");
+  append(std::make_unique<Add>(a, b, out));
+}
+
+void Program::rope_table(std::vector<float> inv_freq, float attention_factor, int out_buffer) {
+  append(std::make_unique<RopeTable>(std::move(inv_freq), attention_factor, out_buffer));
+}
+
+void Program::rope(int table_buffer, int num_pairs, int num_heads, bool is_interleaved, Operand x, Operand out) {
+  expect(x.cols == out.cols && x.cols % num_heads == 0 && x.cols / num_heads >= 2 * num_pairs,
+         "[rope] expected heads of at least " + std::to_string(2 * num_pairs) + " columns");
+  append(std::make_unique<Rope>(table_buffer, num_pairs, num_heads, is_interleaved, x, out));
+}
+
+void Program::store_kv(Operand k, Operand v, int layer) { append(std::make_unique<StoreKV>(layer, k, v)); }
+
+void Program::attention(Operand q, Operand out, int layer, int num_kv_heads, float scale) {
+  append(std::make_unique<Attention>(layer, num_kv_heads, scale, q, out));
+}
+
+void Program::select_rows(Operand x, Operand out) {
+  expect(x.cols == out.cols, "[select_rows] expected equal widths");
+  append(std::make_unique<SelectRows>(x, out));
+}
+
+// Memory for each buffer: slots one after another, each as large as its largest buffer.
+std::vector<uint8_t*> Program::lay_out(const BatchView& batch) {
+  std::vector<size_t> slot_bytes;
+  for (const Buffer& buffer : buffers_) {
+    const int64_t rows = buffer.rows == Rows::Tokens ? batch.num_tokens : batch.num_rows;
+    const size_t slot = static_cast<size_t>(buffer.slot);
+    if (slot >= slot_bytes.size()) slot_bytes.resize(slot + 1);
+    slot_bytes[slot] = std::max(slot_bytes[slot], static_cast<size_t>(buffer.row_bytes * rows));
+  }
+  std::vector<size_t> slot_offset;
+  size_t total = 0;
+  for (const size_t bytes : slot_bytes) {
+    slot_offset.push_back(total);
+    total += bytes;
+  }
+  if (total > arena_bytes_) {
+    arena_.reset(static_cast<uint8_t*>(std::aligned_alloc(64, total)));
+    if (!arena_) throw std::bad_alloc();
+    arena_bytes_ = total;
+  }
+  std::vector<uint8_t*> memory;
+  for (const Buffer& buffer : buffers_) memory.push_back(arena_.get() + slot_offset[static_cast<size_t>(buffer.slot)]);
+  return memory;
+}
+
+Matrix Program::run(const BatchView& batch, const KVCache& cache) {
+  const Step step(*this, batch, cache, lay_out(batch));
+  for (size_t i = 0; i < instructions_.size(); ++i) counters_[i].store(0, std::memory_order_relaxed);
+  pool_->run([&](int) {
+    for (size_t i = 0; i < instructions_.size(); ++i) {
+      const int64_t items = instructions_[i]->num_items(step);
+      for (int64_t item = counters_[i]++; item < items; item = counters_[i]++) instructions_[i]->run(step, item);
+      pool_->barrier();
+    }
+  });
+  return step.matrix(output_);
+}
+
+std::vector<std::pair<std::string, double>> Program::profile(const BatchView& batch, const KVCache& cache) {
+  const Step step(*this, batch, cache, lay_out(batch));
+  for (size_t i = 0; i < instructions_.size(); ++i) counters_[i].store(0, std::memory_order_relaxed);
+  std::vector<std::pair<std::string, double>> times;
+  using Clock = std::chrono::steady_clock;
+  pool_->run([&](int thread) {
+    for (size_t i = 0; i < instructions_.size(); ++i) {
+      const Clock::time_point start = Clock::now();
+      const int64_t items = instructions_[i]->num_items(step);
+      for (int64_t item = counters_[i]++; item < items; item = counters_[i]++) instructions_[i]->run(step, item);
+      pool_->barrier();
+      if (thread > 0) continue;
+      times.emplace_back(instructions_[i]->name(), std::chrono::duration<double>(Clock::now() - start).count());
+    }
+  });
+  return times;
+}
+
+}  // namespace jinn

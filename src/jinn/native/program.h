@@ -1,0 +1,133 @@
+// A recorded model: a list of instructions over planned buffers.
+//
+// Two sizes stay open until a step: the tokens of the batch, and the rows whose logits are wanted. All instructions run
+// in one parallel region. Each says how many items it has for this step; threads claim items from a shared counter, and
+// a barrier ends each instruction.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "threads.h"
+
+namespace jinn {
+
+// The arrays of ops/protocol.py's Batch.
+struct BatchView {
+  const int32_t* token_ids = nullptr;
+  const int32_t* positions = nullptr;
+  const int32_t* query_start = nullptr;
+  const int32_t* context_lens = nullptr;
+  const int32_t* block_tables = nullptr;
+  const int32_t* logit_rows = nullptr;
+  int64_t num_tokens = 0, num_seqs = 0, max_blocks = 0, num_rows = 0;
+
+  SequenceView sequence(int64_t s) const {
+    return {query_start[s], query_start[s + 1] - query_start[s], context_lens[s], block_tables + s * max_blocks};
+  }
+};
+
+enum class Rows { Tokens, Logits };
+
+// Columns first_col .. first_col + cols - 1 of a buffer.
+struct Operand {
+  int buffer = -1;
+  int64_t first_col = 0;
+  int64_t cols = 0;
+};
+
+class Step;
+
+class Instruction {
+ public:
+  virtual ~Instruction() = default;
+  virtual int64_t num_items(const Step& step) const = 0;
+  virtual void run(const Step& step, int64_t item) const = 0;
+  virtual std::string name() const = 0;
+};
+
+class Program {
+ public:
+  Program(std::shared_ptr<ThreadPool> pool, const Kernels& kernels) : pool_(std::move(pool)), kernels_(kernels) {}
+
+  // A buffer of `row_bytes` per row. Buffers of one slot share memory, since they are never alive together.
+  int add_buffer(Rows rows, int64_t row_bytes, int slot);
+
+  // Operands first, then what else the op takes.
+  void embed(Operand out, std::shared_ptr<PackedTensor> table);
+  void quantize(Operand x, ActivationType type, bool round_to_bf16, int out_buffer);
+  // Each weight reads the whole input; `residual` may be empty (buffer -1).
+  void linear(int input_buffer, ActivationType type, std::vector<std::shared_ptr<PackedTensor>> weights,
+              std::vector<std::vector<float>> biases, std::vector<Operand> outputs, Operand residual);
+  void rms_norm(Operand x, Operand out, std::vector<float> weight, float eps);
+  void silu_mul(Operand gate, Operand up, Operand out);
+  void add(Operand a, Operand b, Operand out);
+  void rope_table(std::vector<float> inv_freq, float attention_factor, int out_buffer);
+  void rope(int table_buffer, int num_pairs, int num_heads, bool is_interleaved, Operand x, Operand out);
+  void store_kv(Operand k, Operand v, int layer);
+  void attention(Operand q, Operand out, int layer, int num_kv_heads, float scale);
+  void select_rows(Operand x, Operand out);
+  void set_output(Operand logits) { output_ = logits; }
+
+  // Runs the batch; the result [num_rows, output cols] stays valid until the next run.
+  Matrix run(const BatchView& batch, const KVCache& cache);
+  // Seconds per instruction of one run, single steps timed on thread 0: (name, seconds).
+  std::vector<std::pair<std::string, double>> profile(const BatchView& batch, const KVCache& cache);
+
+  ThreadPool& pool() const { return *pool_; }
+  const Kernels& kernels() const { return kernels_; }
+
+ private:
+  friend class Step;
+  struct Buffer {
+    Rows rows;
+    int64_t row_bytes;
+    int slot;
+  };
+
+  void append(std::unique_ptr<Instruction> instruction);
+  std::vector<uint8_t*> lay_out(const BatchView& batch);
+  Rows rows_of(const Operand& operand) const { return buffers_[static_cast<size_t>(operand.buffer)].rows; }
+
+  std::shared_ptr<ThreadPool> pool_;
+  const Kernels& kernels_;
+  std::vector<Buffer> buffers_;
+  std::vector<std::unique_ptr<Instruction>> instructions_;
+  std::unique_ptr<std::atomic<int64_t>[]> counters_;
+  Operand output_;
+  struct Free {
+    void operator()(uint8_t* data) const;
+  };
+  std::unique_ptr<uint8_t[], Free> arena_;
+  size_t arena_bytes_ = 0;
+};
+
+// What instructions see of a run.
+class Step {
+ public:
+  Step(const Program& program, const BatchView& batch, const KVCache& cache, std::vector<uint8_t*> memory)
+      : batch(batch), cache(cache), kernels(program.kernels()), program_(program), memory_(std::move(memory)) {}
+
+  const BatchView& batch;
+  const KVCache& cache;
+  const Kernels& kernels;
+
+  int num_threads() const { return program_.pool().size(); }
+  uint8_t* buffer(int b) const { return memory_[static_cast<size_t>(b)]; }
+  int64_t row_bytes(int b) const { return program_.buffers_[static_cast<size_t>(b)].row_bytes; }
+  int64_t num_rows(int b) const {
+    return program_.buffers_[static_cast<size_t>(b)].rows == Rows::Tokens ? batch.num_tokens : batch.num_rows;
+  }
+  Matrix matrix(const Operand& o) const {
+    return {reinterpret_cast<float*>(buffer(o.buffer)) + o.first_col, row_bytes(o.buffer) / 4, o.cols};
+  }
+
+ private:
+  const Program& program_;
+  std::vector<uint8_t*> memory_;
+};
+
+}  // namespace jinn

@@ -1,0 +1,147 @@
+#include "sample.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+namespace jinn {
+namespace {
+
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+
+uint64_t mix(uint64_t z) {
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return z ^ (z >> 31);
+}
+
+void adjust(float* x, const SampleRequest& request) {
+  for (const int32_t id : request.banned_ids) x[id] = kNever;
+  for (size_t i = 0; i < request.bias_ids.size(); ++i) x[request.bias_ids[i]] += request.bias[i];
+  for (size_t i = 0; i < request.seen_ids.size(); ++i) {
+    float& value = x[request.seen_ids[i]];
+    value = value > 0.0f ? value / request.repetition_penalty : value * request.repetition_penalty;
+    const int32_t count = request.output_counts[i];
+    if (count == 0) continue;
+    value -= request.presence_penalty;
+    value -= request.frequency_penalty * static_cast<float>(count);
+  }
+}
+
+// The ids of the `count` largest of x[ids], best first, the lower id first among equals.
+std::vector<int32_t> largest(const float* x, std::vector<int32_t> ids, size_t count) {
+  const auto is_before = [x](int32_t a, int32_t b) { return x[a] > x[b] || (x[a] == x[b] && a < b); };
+  count = std::min(count, ids.size());
+  const auto end = ids.begin() + static_cast<std::ptrdiff_t>(count);
+  std::nth_element(ids.begin(), end, ids.end(), is_before);
+  ids.resize(count);
+  std::sort(ids.begin(), ids.end(), is_before);
+  return ids;
+}
+
+std::vector<int32_t> all_ids(int64_t vocab_size) {
+  std::vector<int32_t> ids(static_cast<size_t>(vocab_size));
+  std::iota(ids.begin(), ids.end(), 0);
+  return ids;
+}
+
+// A superset of the `count` largest: everything from the smallest of a first guess up.
+std::vector<int32_t> top_ids(const float* x, int64_t vocab_size, size_t count) {
+  count = std::min(count, static_cast<size_t>(vocab_size));
+  if (count == 0) return {};
+  std::vector<float> first(x, x + count);
+  const float guess = *std::min_element(first.begin(), first.end());
+  std::vector<int32_t> ids;
+  float threshold = guess;
+  for (int64_t i = 0; i < vocab_size; ++i) {
+    if (!(x[i] >= threshold)) continue;
+    ids.push_back(static_cast<int32_t>(i));
+    if (ids.size() < 8 * count + 64) continue;
+    ids = largest(x, std::move(ids), count);
+    threshold = x[ids.back()];
+  }
+  return largest(x, std::move(ids), count);
+}
+
+double total(const std::vector<int32_t>& ids, const float* weights) {
+  double sum = 0;
+  for (const int32_t id : ids) sum += weights[id];
+  return sum;
+}
+
+// The heaviest ids whose sum first reaches top_p of all. Only those above a threshold are sorted, if they suffice.
+std::vector<int32_t> nucleus(const std::vector<int32_t>& ids, const float* weights, float top_p) {
+  const double wanted = static_cast<double>(top_p) * total(ids, weights);
+  for (const float threshold : {1e-2f, 1e-4f, 0.0f}) {
+    std::vector<int32_t> heavy;
+    std::copy_if(ids.begin(), ids.end(), std::back_inserter(heavy),
+                 [&](int32_t id) { return weights[id] >= threshold; });
+    if (threshold > 0.0f && total(heavy, weights) < wanted) continue;
+    heavy = largest(weights, std::move(heavy), heavy.size());
+    double sum = 0;
+    size_t kept = 0;
+    while (kept < heavy.size() && sum < wanted) sum += weights[heavy[kept++]];
+    heavy.resize(std::max<size_t>(kept, 1));
+    std::sort(heavy.begin(), heavy.end());
+    return heavy;
+  }
+  return ids;
+}
+
+int32_t draw(const Kernels& kernels, const float* x, int64_t vocab_size, float maximum, const SampleRequest& request) {
+  std::vector<float> weights(static_cast<size_t>(vocab_size));
+  kernels.exp_scaled(x, vocab_size, maximum, 1.0f / request.temperature, weights.data());
+  std::vector<int32_t> ids;
+  if (request.top_k > 0 && request.top_k < vocab_size) {
+    ids = top_ids(x, vocab_size, static_cast<size_t>(request.top_k));
+    std::sort(ids.begin(), ids.end());
+  } else {
+    ids = all_ids(vocab_size);
+  }
+  if (request.min_p > 0.0f)
+    std::erase_if(ids, [&](int32_t id) { return weights[static_cast<size_t>(id)] < request.min_p; });
+  if (request.top_p < 1.0f) ids = nucleus(ids, weights.data(), request.top_p);
+  const double target = uniform(request.seed, request.position) * total(ids, weights.data());
+  double running = 0;
+  int32_t last_possible = ids.front();
+  for (const int32_t id : ids) {
+    running += weights[static_cast<size_t>(id)];
+    if (weights[static_cast<size_t>(id)] > 0.0f) last_possible = id;
+    if (running > target) return id;
+  }
+  return last_possible;
+}
+
+}  // namespace
+
+double uniform(uint64_t seed, uint64_t position) {
+  const uint64_t state = mix(seed) + (position + 1) * 0x9E3779B97F4A7C15u;
+  return static_cast<double>(mix(state) >> 11) * 0x1p-53;
+}
+
+Sampled sample(const Kernels& kernels, float* logits, int64_t vocab_size, const SampleRequest& request) {
+  Sampled sampled;
+  float maximum;
+  if (!kernels.find_maximum(logits, vocab_size, &maximum)) return sampled;
+  float log_sum = 0.0f;
+  std::vector<float> raw;
+  if (request.num_logprobs >= 0) {
+    log_sum = kernels.log_sum_exp(logits, vocab_size, maximum);
+    sampled.top_ids = top_ids(logits, vocab_size, static_cast<size_t>(request.num_logprobs));
+    for (const int32_t id : sampled.top_ids) sampled.top_logprobs.push_back(logits[id] - log_sum);
+    raw.assign(logits, logits + vocab_size);
+  }
+  adjust(logits, request);
+  kernels.find_maximum(logits, vocab_size, &maximum);
+  if (maximum == kNever) return sampled;
+  if (request.temperature == 0.0f) {
+    sampled.token_id = static_cast<int32_t>(std::find(logits, logits + vocab_size, maximum) - logits);
+  } else {
+    sampled.token_id = draw(kernels, logits, vocab_size, maximum, request);
+  }
+  if (request.num_logprobs >= 0) sampled.logprob = raw[static_cast<size_t>(sampled.token_id)] - log_sum;
+  return sampled;
+}
+
+}  // namespace jinn

@@ -1,0 +1,188 @@
+// Sixteen lanes, the one vector width that kernels are written in.
+//
+// The types are compiler vector extensions, so plain operators work and every target compiles them: one zmm register
+// on AVX-512, two ymm on AVX2, four 128-bit registers on NEON. Only what operators cannot say has an intrinsic here.
+// Everything is in the namespace of the instruction set that this file is compiled for, so that the linker can never
+// put code of one set into another's path.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(JINN_AVX512)
+#include <immintrin.h>
+#endif
+
+#define JINN_INLINE static inline __attribute__((always_inline))
+
+namespace jinn::JINN_ISA {
+
+constexpr int kLanes = 16;
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+
+template <class To, class From>
+JINN_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+JINN_INLINE f32x16 set1(float x) { return f32x16{} + x; }
+JINN_INLINE u32x16 set1_bits(uint32_t x) { return u32x16{} + x; }
+
+template <class Vector>
+JINN_INLINE Vector load_as(const void* from) {
+  Vector v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+JINN_INLINE f32x16 load(const float* from) { return load_as<f32x16>(from); }
+JINN_INLINE void store(float* to, f32x16 v) { std::memcpy(to, &v, sizeof(v)); }
+
+// The first `count` lanes; the rest are zero.
+JINN_INLINE f32x16 load_part(const float* from, int count) {
+  f32x16 v{};
+  std::memcpy(&v, from, sizeof(float) * count);
+  return v;
+}
+JINN_INLINE void store_part(float* to, f32x16 v, int count) { std::memcpy(to, &v, sizeof(float) * count); }
+
+JINN_INLINE f32x16 to_float(i32x16 v) { return __builtin_convertvector(v, f32x16); }
+
+JINN_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
+#if defined(JINN_AVX512)
+  return (f32x16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+  return a * b + c;
+#endif
+}
+
+JINN_INLINE f32x16 select(i32x16 mask, f32x16 yes, f32x16 no) { return mask ? yes : no; }
+JINN_INLINE f32x16 max(f32x16 a, f32x16 b) { return select(a > b, a, b); }
+JINN_INLINE f32x16 min(f32x16 a, f32x16 b) { return select(a < b, a, b); }
+
+// Lanes below `count` as all ones.
+JINN_INLINE i32x16 lanes_below(int count) {
+  const i32x16 index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return index < (i32x16{} + count);
+}
+
+// The tree is fixed: lane i with lane i + 8, then + 4, + 2, + 1.
+JINN_INLINE float reduce_add(f32x16 v) {
+  float x[kLanes];
+  std::memcpy(x, &v, sizeof(x));
+  for (int width = 8; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) x[i] += x[i + width];
+  }
+  return x[0];
+}
+
+JINN_INLINE float reduce_max(f32x16 v) {
+  float x[kLanes];
+  std::memcpy(x, &v, sizeof(x));
+  for (int width = 8; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) x[i] = x[i] > x[i + width] ? x[i] : x[i + width];
+  }
+  return x[0];
+}
+
+// Sums of four products per lane: unsigned bytes of `w` with the four signed bytes of `a`.
+JINN_INLINE i32x16 dot_u8s8(i32x16 sum, u32x16 w, uint32_t a) {
+#if defined(JINN_AVX512)
+  return (i32x16)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(static_cast<int>(a)));
+#else
+  for (int byte = 0; byte < 4; ++byte) {
+    const int32_t factor = static_cast<int8_t>(a >> (8 * byte));
+    sum += (i32x16)((w >> (8 * byte)) & 0xffu) * factor;
+  }
+  return sum;
+#endif
+}
+
+JINN_INLINE float half_to_float(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+  const uint32_t exponent = (half >> 10) & 0x1fu, fraction = half & 0x3ffu;
+  if (exponent == 0) {  // zero and subnormals: fraction * 2^-24
+    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
+    return sign ? -magnitude : magnitude;
+  }
+  const uint32_t biased = exponent == 31 ? 255 : exponent + 112;
+  return bit_cast<float>(sign | (biased << 23) | (fraction << 13));
+}
+
+JINN_INLINE f32x16 load_f16(const uint16_t* from) {
+#if defined(JINN_AVX512)
+  return (f32x16)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#else
+  f32x16 v;
+  for (int i = 0; i < kLanes; ++i) v[i] = half_to_float(from[i]);
+  return v;
+#endif
+}
+
+// Words hold two half or bfloat16 numbers each.
+JINN_INLINE f32x16 f16_low(u32x16 words) {
+#if defined(JINN_AVX512)
+  return (f32x16)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)words));
+#else
+  f32x16 v;
+  for (int i = 0; i < kLanes; ++i) v[i] = half_to_float(static_cast<uint16_t>(words[i]));
+  return v;
+#endif
+}
+JINN_INLINE f32x16 f16_high(u32x16 words) { return f16_low(words >> 16); }
+JINN_INLINE f32x16 bf16_low(u32x16 words) { return bit_cast<f32x16>(words << 16); }
+JINN_INLINE f32x16 bf16_high(u32x16 words) { return bit_cast<f32x16>(words & 0xffff0000u); }
+
+JINN_INLINE float bf16_to_float(uint16_t x) { return bit_cast<float>(static_cast<uint32_t>(x) << 16); }
+
+// Round to nearest, ties to even; NaN stays NaN.
+JINN_INLINE uint16_t float_to_bf16(float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// Two products per lane: the high halves first, then the low ones.
+JINN_INLINE f32x16 dot_bf16(f32x16 sum, u32x16 w, uint32_t a) {
+#if defined(JINN_AVX512)
+  return (f32x16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(__m512i)w, (__m512bh)_mm512_set1_epi32(static_cast<int>(a)));
+#else
+  sum = fma(bf16_high(w), set1(bf16_to_float(static_cast<uint16_t>(a >> 16))), sum);
+  return fma(bf16_low(w), set1(bf16_to_float(static_cast<uint16_t>(a))), sum);
+#endif
+}
+
+// Nearest integer, ties to even, for |x| < 2^22.
+JINN_INLINE f32x16 round_to_integer(f32x16 x) {
+  const f32x16 magic = set1(0x1.8p23f);
+  return (x + magic) - magic;
+}
+
+// e^x to 2 ulp for x in [-87, 88]; below, 0. Range reduction by ln 2 in two parts, then a polynomial of degree 6
+// (Cephes expf).
+JINN_INLINE f32x16 exp(f32x16 x) {
+  const f32x16 n = round_to_integer(max(x, set1(-104.0f)) * 1.44269504088896341f);
+  f32x16 r = fma(n, set1(-0.693359375f), max(x, set1(-104.0f)));
+  r = fma(n, set1(2.12194440e-4f), r);
+  f32x16 p = set1(1.9875691500e-4f);
+  p = fma(p, r, set1(1.3981999507e-3f));
+  p = fma(p, r, set1(8.3334519073e-3f));
+  p = fma(p, r, set1(4.1665795894e-2f));
+  p = fma(p, r, set1(1.6666665459e-1f));
+  p = fma(p, r, set1(5.0000001201e-1f));
+  p = fma(p, r * r, r) + 1.0f;
+  const i32x16 exponent = __builtin_convertvector(n, i32x16);
+  const f32x16 scaled = p * bit_cast<f32x16>((exponent + 127) << 23);
+  return select(x < set1(-87.0f), f32x16{}, scaled);
+}
+
+JINN_INLINE float exp(float x) { return exp(set1(x))[0]; }
+
+JINN_INLINE f32x16 sigmoid(f32x16 x) { return 1.0f / (1.0f + exp(min(-x, set1(88.0f)))); }
+
+}  // namespace jinn::JINN_ISA

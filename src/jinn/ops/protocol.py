@@ -1,0 +1,113 @@
+"""The op set on one page: what a model may ask for, and what each op means.
+
+A value is a 2-D float tensor `[tokens, features]`. The tokens of all sequences are packed end to end, for training and
+for serving alike. Heads are attributes of an op: head `h` of `n` occupies columns `h * d` to `(h + 1) * d`.
+`reference.py` is the definition of each op; `native.py` records them for the C++ kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+Value = TypeVar("Value")
+Weight = Any  # what a parameter node's `weight` holds: a torch tensor or a PackedTensor; both have `.shape`
+IntArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The packed tokens of one step, and where each sequence's keys and values lie.
+
+    Sequence `s` owns tokens `query_start[s]` to `query_start[s + 1]`; their positions are consecutive and end at
+    `context_lens[s] - 1`. The key of position `p` is stored in block `block_tables[s, p // block_size]`.
+    """
+
+    token_ids: IntArray  # [num_tokens]
+    positions: IntArray  # [num_tokens]
+    query_start: IntArray  # [num_seqs + 1]
+    context_lens: IntArray  # [num_seqs]
+    block_tables: IntArray  # [num_seqs, max_blocks]
+    logit_rows: IntArray  # [num_rows] tokens whose logits are wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary positions: angle of pair i at position p is `p * inv_freq[i]`, in float32.
+
+    Pairs are (i, i + r/2) of the first r = 2 * len(inv_freq) columns of each head, or (2i, 2i + 1) if `is_interleaved`;
+    further columns pass through. cos and sin are multiplied by `attention_factor`.
+    """
+
+    inv_freq: tuple[float, ...]
+    attention_factor: float = 1.0
+    is_interleaved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KVSpec:
+    """What one attention layer keeps per token: `num_kv_heads` keys of `key_dim` and values of `value_dim`."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a block may know of the step besides its input: the batch, and this layer's place in the cache.
+
+    `batch` and `cache` are None while a Program is recorded. With `cache=None` attention is causal over the
+    batch's own keys and values, in their own precision, and differentiable.
+    """
+
+    batch: Any = None
+    cache: Any = None
+    layer: int = 0
+
+    def at_layer(self, layer: int) -> Context:
+        return Context(self.batch, self.cache, layer)
+
+
+class Ops(Protocol[Value]):
+    """Every op takes and returns values; `node` is a parameter node with a `weight` and, where it has one, a `bias`."""
+
+    def embed(self, node: Any, ctx: Context) -> Value:
+        """Rows `batch.token_ids` of `weight` [vocab_size, hidden_size], in float32."""
+        ...
+
+    def linear(self, x: Value, nodes: Sequence[Any]) -> tuple[Value, ...]:
+        """`x @ weight.T + bias` for each node; all read the same x. Accumulates in float32."""
+        ...
+
+    def add(self, a: Value, b: Value) -> Value:
+        """a + b, in float32."""
+        ...
+
+    def silu_mul(self, gate: Value, up: Value) -> Value:
+        """gate * sigmoid(gate) * up."""
+        ...
+
+    def rms_norm(self, x: Value, node: Any, eps: float) -> Value:
+        """`x / sqrt(mean(x^2) + eps) * weight` over each run of len(weight) columns: the whole row, or each head."""
+        ...
+
+    def rope(self, x: Value, ctx: Context, rope: Rope, num_heads: int) -> Value:
+        """Rotate each head of x by its token's position."""
+        ...
+
+    def attention(self, q: Value, k: Value, v: Value, ctx: Context, spec: KVSpec, scale: float) -> Value:
+        """Causal softmax attention, in float32, of q's heads over `spec.num_kv_heads` shared key/value heads.
+
+        k and v are stored in the cache first and read back as stored; query head h uses key/value head
+        `h // (num_heads // num_kv_heads)`. Returns [tokens, num_heads * value_dim].
+        """
+        ...
+
+    def select_rows(self, x: Value, ctx: Context) -> Value:
+        """Rows `batch.logit_rows` of x."""
+        ...

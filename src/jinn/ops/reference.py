@@ -1,0 +1,150 @@
+"""The definition of each op: the shortest correct torch, forward and gradient, on any device.
+
+`activations` repeats what the native kernels do to a linear's input, so that both can be compared closely:
+"int8" rounds it to int8 in groups of 32 where the weight is quantized, "bf16" to bfloat16, "f32" leaves it alone.
+`PagedCache` is the plain twin of the native cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from jinn.ops.protocol import Context, KVSpec, Rope
+
+GROUP = 32
+
+
+class ReferenceOps:
+    """The op protocol on torch tensors [tokens, features]; `ctx.batch` holds tensors (see `tensor_batch`)."""
+
+    def __init__(self, activations: str = "f32") -> None:
+        self.activations = activations
+
+    def embed(self, node: Any, ctx: Context) -> Tensor:
+        return functional.embedding(ctx.batch.token_ids, node.weight).float()
+
+    def linear(self, x: Tensor, nodes: Sequence[Any]) -> tuple[Tensor, ...]:
+        outputs = []
+        for node in nodes:
+            held = self._held(x, getattr(node.weight, "jinn_format", "F32"))
+            y = held @ node.weight.float().T
+            bias = getattr(node, "bias", None)
+            outputs.append(y if bias is None else y + bias.float())
+        return tuple(outputs)
+
+    def _held(self, x: Tensor, weight_format: str) -> Tensor:
+        is_quantized = weight_format not in ("F32", "F16", "BF16")
+        if self.activations == "int8" and is_quantized:
+            return int8_groups(x)
+        if self.activations == "bf16" or (self.activations == "int8" and weight_format == "BF16"):
+            return x.bfloat16().float()
+        return x
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        return functional.silu(gate) * up
+
+    def rms_norm(self, x: Tensor, node: Any, eps: float) -> Tensor:
+        runs = x.unflatten(-1, (-1, node.weight.shape[0]))
+        scaled = runs * torch.rsqrt(runs.square().mean(-1, keepdim=True) + eps)
+        return (scaled * node.weight).flatten(-2)
+
+    def rope(self, x: Tensor, ctx: Context, rope: Rope, num_heads: int) -> Tensor:
+        n = len(rope.inv_freq)
+        frequencies = torch.tensor(rope.inv_freq, dtype=torch.float32, device=x.device)
+        angles = ctx.batch.positions[:, None].float() * frequencies
+        cos = (angles.cos() * rope.attention_factor)[:, None, :]
+        sin = (angles.sin() * rope.attention_factor)[:, None, :]
+        heads = x.unflatten(-1, (num_heads, -1))
+        rotated, rest = heads[..., : 2 * n], heads[..., 2 * n :]
+        if rope.is_interleaved:
+            a, b = rotated[..., 0::2], rotated[..., 1::2]
+            pairs = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+        else:
+            a, b = rotated[..., :n], rotated[..., n:]
+            pairs = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+        return torch.cat((pairs, rest), dim=-1).flatten(-2)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context, spec: KVSpec, scale: float) -> Tensor:
+        keys, values = k.unflatten(-1, (spec.num_kv_heads, -1)), v.unflatten(-1, (spec.num_kv_heads, -1))
+        queries = q.unflatten(-1, (-1, spec.key_dim))
+        outputs = []
+        for s in range(len(ctx.batch.context_lens)):
+            mine = slice(int(ctx.batch.query_start[s]), int(ctx.batch.query_start[s + 1]))
+            context_len = int(ctx.batch.context_lens[s])
+            seen_keys, seen_values = keys[mine], values[mine]
+            if ctx.cache is not None:
+                ctx.cache.store(ctx.layer, ctx.batch, s, seen_keys, seen_values)
+                seen_keys, seen_values = ctx.cache.load(ctx.layer, ctx.batch, s)
+            outputs.append(_attend(queries[mine], seen_keys, seen_values, context_len, scale))
+        return torch.cat(outputs).flatten(-2)
+
+    def select_rows(self, x: Tensor, ctx: Context) -> Tensor:
+        return x[ctx.batch.logit_rows]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, context_len: int, scale: float) -> Tensor:
+    """q [tokens, heads, key_dim] at the last positions of the context; k, v [context, kv_heads, dim]."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    scores = torch.einsum("thd,chd->htc", q, k) * scale
+    positions = torch.arange(context_len - len(q), context_len, device=q.device)
+    is_hidden = torch.arange(len(k), device=q.device)[None, :] > positions[:, None]
+    return torch.einsum("htc,chd->thd", scores.masked_fill(is_hidden, float("-inf")).softmax(-1), v)
+
+
+def int8_groups(x: Tensor) -> Tensor:
+    """x rounded to int8 in groups of 32 columns: scale = max|x| / 127, code = round(x * (127 / max|x|)), ties to even."""
+    groups = x.unflatten(-1, (-1, GROUP))
+    largest = groups.abs().amax(-1, keepdim=True)
+    inverse = torch.where(largest > 0, 127.0 / largest, torch.zeros_like(largest))
+    return ((groups * inverse).round() * (largest / 127.0)).flatten(-2)
+
+
+class PagedCache:
+    """Keys and values of all layers, in blocks, rounded to `dtype` ("f32", "bf16" or "int8") as they are stored."""
+
+    def __init__(self, specs: Sequence[KVSpec], dtype: str, num_blocks: int, block_size: int) -> None:
+        self.dtype, self.num_blocks, self.block_size = dtype, num_blocks, block_size
+        self._keys = [torch.zeros(num_blocks * block_size, s.num_kv_heads, s.key_dim) for s in specs]
+        self._values = [torch.zeros(num_blocks * block_size, s.num_kv_heads, s.value_dim) for s in specs]
+
+    def store(self, layer: int, batch: Any, s: int, keys: Tensor, values: Tensor) -> None:
+        """Keep the new positions of sequence s."""
+        slots = self._slots(batch, s)[-len(keys) :]
+        self._keys[layer][slots] = self._rounded(keys.detach())
+        self._values[layer][slots] = self._rounded(values.detach())
+
+    def load(self, layer: int, batch: Any, s: int) -> tuple[Tensor, Tensor]:
+        """All keys and values of sequence s, [context, heads, dim]."""
+        slots = self._slots(batch, s)
+        return self._keys[layer][slots], self._values[layer][slots]
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy one block of every layer."""
+        size = self.block_size
+        for plane in (*self._keys, *self._values):
+            plane[target * size : (target + 1) * size] = plane[source * size : (source + 1) * size].clone()
+
+    def _slots(self, batch: Any, s: int) -> Tensor:
+        positions = torch.arange(int(batch.context_lens[s]))
+        return (
+            batch.block_tables[s][positions // self.block_size] * self.block_size
+            + positions % self.block_size
+        )
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        if self.dtype == "bf16":
+            return x.bfloat16().float()
+        if self.dtype == "int8":
+            largest = x.abs().amax(-1, keepdim=True)
+            inverse = torch.where(largest > 0, 127.0 / largest, torch.zeros_like(largest))
+            return (x * inverse).round() * (largest / 127.0)
+        return x.float()
