@@ -62,7 +62,7 @@ class Tokenizer:
         added_tokens: text to id and kind.
         special_ids: the ids of the control tokens.
         bos_token_id: None where the file names none.
-        eos_token_ids: each of them ends a sequence.
+        eos_token_ids: each of them ends a sequence; the first is the one that the file names, if any.
         add_bos: whether `encode` puts `bos_token_id` first unless told.
     """
 
@@ -81,8 +81,8 @@ class Tokenizer:
         self.added_tokens = added_tokens
         self.special_ids = frozenset(t.id for t in added_tokens.values() if t.kind is TokenKind.CONTROL)
         self.bos_token_id = bos_token_id
-        end_ids = {added_tokens[text].id for text in _END_TEXTS & added_tokens.keys()}
-        self.eos_token_ids = tuple(sorted(end_ids | set(eos_token_ids)))
+        end_ids = (token.id for text, token in added_tokens.items() if text in _END_TEXTS)
+        self.eos_token_ids = tuple(dict.fromkeys((*eos_token_ids, *end_ids)))
         self.add_bos = add_bos and bos_token_id is not None
         self._added_bytes = {token.id: text.encode() for text, token in added_tokens.items()}
         self._added_pattern = re.compile(match_any(added_tokens))
@@ -152,7 +152,7 @@ class Tokenizer:
             ),
             added_tokens=added,
             bos_token_id=bos.id if bos else None,
-            eos_token_ids=(eos_ids if isinstance(eos_ids, list) else [eos_ids]) + ([eos.id] if eos else []),
+            eos_token_ids=([eos.id] if eos else []) + (eos_ids if isinstance(eos_ids, list) else [eos_ids]),
             add_bos=bool(config.get("add_bos_token", adds_bos)),
         )
 

@@ -1,0 +1,213 @@
+"""Chat templates: a conversation to the text, and to the token ids, that a model was trained on."""
+
+from __future__ import annotations
+
+import functools
+import json
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+
+from jinn.text.marks import Marker
+from jinn.text.sandbox import MAX_SOURCE_CHARS, Sandbox
+from jinn.text.tokenizer import Tokenizer
+
+Messages = Sequence[Mapping[str, Any]]
+
+_FILE_NAME = "<template>"  # jinja's name for a source without a file
+_MAX_REASON_CHARS = 300
+
+
+class TemplateError(ValueError):
+    """A chat template is missing, is no template, or does not take these messages."""
+
+
+class ChatTemplate:
+    """A model's chat templates: `default`, and others by name; `tool_use` is taken when there are tools.
+
+    Raises TemplateError where a source does not compile.
+    """
+
+    def __init__(self, source: str | Mapping[str, str]) -> None:
+        sources = {"default": source} if isinstance(source, str) else dict(source)
+        if "default" not in sources:
+            raise TemplateError(
+                f"no chat template is named 'default', only {', '.join(sorted(sources)) or 'none'}"
+            )
+        self._sources = sources
+        self._compiled = {name: _compile(text) for name, text in sources.items()}
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> ChatTemplate | None:
+        """The template in a GGUF's metadata, or None."""
+        prefix = "tokenizer.chat_template"
+        if prefix not in metadata:
+            return None
+        named = {
+            key[len(prefix) + 1 :]: text for key, text in metadata.items() if key.startswith(f"{prefix}.")
+        }
+        return cls({**named, "default": metadata[prefix]})
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> ChatTemplate | None:
+        """chat_template.jinja, or what tokenizer_config.json has, one or a list with names; or None."""
+        folder = Path(path)
+        file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+        if file.is_file():
+            return cls(file.read_text(encoding="utf-8"))
+        source = (
+            json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+        )
+        if isinstance(source, list):
+            source = {entry["name"]: entry["template"] for entry in source}
+        return None if source is None else cls(source)
+
+    @functools.cached_property
+    def words(self) -> frozenset[str]:
+        """The names and literal strings of the templates: what they may compare text with or look up by."""
+        words: set[str] = set()
+        for source in self._sources.values():
+            tree = _sandbox().parse(source)
+            words.update(node.attr for node in tree.find_all(nodes.Getattr))
+            for constant in tree.find_all(nodes.Const):
+                if isinstance(constant.value, str):
+                    words.update((constant.value, *constant.value.split(".")))
+        return frozenset(words)
+
+    def render(
+        self,
+        messages: Messages,
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        bos_token: str = "",
+        eos_token: str = "",
+        **kwargs: Any,
+    ) -> str:
+        """The conversation as text. `kwargs` are further variables of the template (`enable_thinking`).
+
+        Raises TemplateError where the template refuses or fails, or does more work than allowance.py grants.
+        """
+        name = "tool_use" if tools and "tool_use" in self._compiled else "default"
+        variables = {"documents": None, "bos_token": bos_token, "eos_token": eos_token, **kwargs}
+        try:
+            return self._compiled[name].render(
+                messages=messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables
+            )
+        except Exception as error:
+            raise _failure(error) from None
+
+
+def encode_chat(
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    messages: Messages,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
+    **kwargs: Any,
+) -> list[int]:
+    """The conversation as token ids, in which every control token is the template's own.
+
+    What the messages, tools and `kwargs` hold stays text, though it spell an added token; only assistant
+    messages may use the tokens that are text themselves (`<think>`, `<tool_call>`). For other conversations
+    these are the ids of transformers' `apply_chat_template(tokenize=True)`.
+
+    Raises ValueError naming the field where a message is malformed, TemplateError as `ChatTemplate.render`.
+    """
+    if template is None:
+        raise TemplateError("this model has no chat template; give one with --chat-template")
+    plain = plain_messages(messages)
+    marker = Marker(tokenizer.added_tokens, template.words, (plain, tools, kwargs))
+    rendered = template.render(
+        [marker.mark_message(message) for message in plain],
+        tools=None if tools is None else [marker.mark(tool) for tool in tools],
+        add_generation_prompt=add_generation_prompt,
+        bos_token=_token_text(tokenizer, tokenizer.bos_token_id),
+        eos_token=_token_text(tokenizer, next(iter(tokenizer.eos_token_ids), None)),
+        **{name: marker.mark(value) for name, value in kwargs.items()},
+    )
+    spans = [marker.strip(span) if isinstance(span, str) else span for span in tokenizer.split(rendered)]
+    return tokenizer.encode_spans(spans)
+
+
+def plain_messages(messages: Messages) -> list[dict[str, Any]]:
+    """Messages as templates expect them: content one string, no null fields, reasoning under its usual name.
+
+    Raises ValueError naming the field.
+    """
+    if not messages:
+        raise ValueError("messages is empty")
+    plain = []
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ValueError(f"messages[{index}] is not an object with a role")
+        fields = {name: value for name, value in message.items() if value is not None}
+        if "content" in fields:
+            fields["content"] = _content_text(fields["content"], f"messages[{index}].content")
+        if "reasoning" in fields:
+            fields.setdefault("reasoning_content", fields["reasoning"])
+        plain.append(fields)
+    return plain
+
+
+def _content_text(content: Any, field: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, Sequence):
+        raise ValueError(f"{field} must be a string or a list of parts")
+    texts = []
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text":
+            raise ValueError(f"{field}[{index}].type {kind!r} is not supported; supported: 'text'")
+        if not isinstance(part.get("text"), str):
+            raise ValueError(f"{field}[{index}].text must be a string")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+@functools.cache
+def _sandbox() -> Sandbox:
+    return Sandbox()
+
+
+def _compile(source: str) -> jinja2.Template:
+    if len(source) > MAX_SOURCE_CHARS:
+        raise TemplateError(
+            f"the chat template has {len(source)} characters; at most {MAX_SOURCE_CHARS} are taken"
+        )
+    try:
+        return _sandbox().from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(f"chat template, line {error.lineno}: {error.message}") from None
+    except (
+        jinja2.TemplateError,
+        SyntaxError,
+        RecursionError,
+        MemoryError,
+        OverflowError,
+        ValueError,
+    ) as error:
+        raise TemplateError(f"the chat template does not compile: {_reason(error)}") from None
+
+
+def _failure(error: Exception) -> TemplateError:
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == _FILE_NAME]
+    place = f", line {lines[-1]}" if lines else ""
+    return TemplateError(f"chat template{place}: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it nests too deeply"
+    reason = (error.message if isinstance(error, jinja2.TemplateError) else str(error)) or "it failed"
+    return reason if len(reason) <= _MAX_REASON_CHARS else f"{reason[:_MAX_REASON_CHARS]}…"
+
+
+def _token_text(tokenizer: Tokenizer, token_id: int | None) -> str:
+    return "" if token_id is None else tokenizer.token_bytes(token_id).decode("utf-8", "replace")
