@@ -14,13 +14,16 @@ from typing import Any
 from jinja2.exceptions import SecurityError, TemplateRuntimeError
 from jinja2.runtime import Undefined
 
-_BASE_UNITS = 2_000_000  # about a tenth of a second
+_BASE_UNITS = 1_000_000  # about a tenth of a second
 _UNITS_PER_INPUT_UNIT = 4_000  # room to compare every message with every other
 _MAX_UNITS = 100_000_000
 CHARS_PER_UNIT = 8
+_HOOK_UNITS = 16  # for the check itself, which outweighs a small operation
+_VALUE_UNITS = 4  # to look at one value
 _MAX_INTEGER_BITS = 4096
 _MAX_PRECISION = 100
 
+_SCALARS = (int, float, range, Undefined)
 _LONG_FIELD = re.compile(r"%[^%A-Za-z]*(?:\d{3}|\*)")
 
 
@@ -37,13 +40,13 @@ class Meter:
 
     def charge(self, units: int) -> None:
         """Raises AllowanceError once more is charged than was allowed."""
-        self._units -= units
+        self._units -= units + _HOOK_UNITS
         if self._units < 0:
             raise AllowanceError("it does too much work for these messages")
 
     def realize(self, value: Any) -> Any:
         """An iterator as a list, each item charged; any other value as it is."""
-        return list(self._each(value)) if isinstance(value, Iterator) else value
+        return list(self._each(value)) if hasattr(value, "__next__") else value
 
     def _each(self, items: Iterator[Any]) -> Iterator[Any]:
         for item in items:
@@ -53,16 +56,16 @@ class Meter:
     def size(self, value: Any) -> int:
         """Units to read all of `value`. Raises SecurityError where it holds anything but plain data."""
         if isinstance(value, str):
-            return 1 + len(value) // CHARS_PER_UNIT
+            return _VALUE_UNITS + len(value) // CHARS_PER_UNIT
+        if value is None or isinstance(value, _SCALARS):
+            return _VALUE_UNITS
         if isinstance(value, dict):
             parts: Iterable[Any] = (part for pair in value.items() for part in pair)
         elif isinstance(value, list | tuple | KeysView | ValuesView | ItemsView):
             parts = value
-        elif value is None or isinstance(value, int | float | range | Undefined):
-            return 1
         else:
             raise SecurityError("it uses a function as if it were text")
-        total = 1
+        total = _VALUE_UNITS
         for part in parts:
             total += self.size(part)
             if total > self._units:

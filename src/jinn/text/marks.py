@@ -1,9 +1,10 @@
 """Keeps what users write from becoming added tokens, by marks that a chat template carries through unseen.
 
 A mark is one reserved code point that occurs nowhere in the conversation. It goes inside each added token
-that a text spells. It also goes to the end of a text that ends as a token begins, to the start of one that starts
-as a token ends, and to one that is the middle of a token, since a template may complete them. Whoever splits the
-rendered text at the tokens still whole, and then strips the marks, finds only tokens that the template wrote.
+that a text spells. It also goes to the end of a text that ends as a token begins, to the start of one that
+starts as a token ends, and to one that is the middle of a token, since a template may complete them. Whoever
+splits the rendered text at the tokens still whole, and then strips the marks, finds only tokens that the
+template wrote.
 """
 
 from __future__ import annotations

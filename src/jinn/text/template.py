@@ -123,14 +123,17 @@ def encode_chat(
         raise TemplateError("this model has no chat template; give one with --chat-template")
     plain = plain_messages(messages)
     marker = Marker(tokenizer.added_tokens, template.words, (plain, tools, kwargs))
-    rendered = template.render(
-        [marker.mark_message(message) for message in plain],
-        tools=None if tools is None else [marker.mark(tool) for tool in tools],
-        add_generation_prompt=add_generation_prompt,
-        bos_token=_token_text(tokenizer, tokenizer.bos_token_id),
-        eos_token=_token_text(tokenizer, next(iter(tokenizer.eos_token_ids), None)),
-        **{name: marker.mark(value) for name, value in kwargs.items()},
-    )
+    try:
+        rendered = template.render(
+            [marker.mark_message(message) for message in plain],
+            tools=None if tools is None else [marker.mark(tool) for tool in tools],
+            add_generation_prompt=add_generation_prompt,
+            bos_token=_token_text(tokenizer, tokenizer.bos_token_id),
+            eos_token=_token_text(tokenizer, next(iter(tokenizer.eos_token_ids), None)),
+            **{name: marker.mark(value) for name, value in kwargs.items()},
+        )
+    except TemplateError as error:  # it may quote what was marked
+        raise TemplateError(marker.strip(str(error))) from None
     spans = [marker.strip(span) if isinstance(span, str) else span for span in tokenizer.split(rendered)]
     return tokenizer.encode_spans(spans)
 
