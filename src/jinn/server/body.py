@@ -98,13 +98,12 @@ def _check_values(root: dict[str, Any]) -> None:
         path, node, depth = pending.pop()
         if depth > MAX_JSON_DEPTH:
             raise errors.invalid_json(_too_deep(), path)
-        items = node.items() if isinstance(node, dict) else enumerate(node)
-        for key, value in items:
+        if isinstance(node, dict) and not all(map(_is_text, node)):
+            raise errors.invalid_json("A key holds half a character (a lone surrogate).", path or None)
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             kind = type(value)
             if kind is int:
                 continue
-            if isinstance(key, str) and not _is_text(key):
-                raise errors.invalid_json("A key holds half a character (a lone surrogate).", path or None)
             if kind is str and not _is_text(value):
                 where = join_path(path, key)
                 raise errors.invalid_json(f"'{where}' holds half a character (a lone surrogate).", where)

@@ -79,20 +79,16 @@ class Choice:
 
     def _finish(self, text: str, reason: FinishReason) -> Delta:
         self.is_finished = True
-        is_stop = self.is_stopped_by_text or reason is FinishReason.STOP
-        return Delta(
-            self.index, text, self._decided_entries(len(text)), str(FinishReason.STOP if is_stop else reason)
-        )
+        entries = self._decided_entries(len(text))
+        if self.is_stopped_by_text:
+            reason = FinishReason.STOP
+        else:
+            entries += tuple(self._entries)
+        return Delta(self.index, text, entries, reason.value)
 
     def _decided_entries(self, num_characters: int) -> tuple[TokenEntry, ...]:
         """The tokens that begin within the emitted text."""
         self._num_emitted += num_characters
-        if not self._entries:
-            return ()
-        if self._num_emitted == self._num_decoded:
-            decided = tuple(self._entries)
-            self._entries.clear()
-            return decided
         entries = []
         while self._entries and self._entries[0].text_offset < self._num_emitted:
             entries.append(self._entries.popleft())

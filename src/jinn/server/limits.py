@@ -57,7 +57,7 @@ LIMITS: dict[str, Limit] = {
     )
 }
 
-MAX_BODY_BYTES = 8 * 2**20
+MAX_BODY_BYTES = 4 * 2**20
 MAX_JSON_DEPTH = 32
 MAX_CHOICES = 128  # prompts * n
 BODY_SECONDS = 30.0  # a body must have arrived by then

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
+import traceback
+from typing import Any
 
 _FIELDS = (
     "request_id",
@@ -19,11 +21,11 @@ _FIELDS = (
 
 
 class JSONFormatter(logging.Formatter):
-    """Writes time, level, logger, message, the known extra fields, and a traceback where there is one."""
+    """Writes time, level, logger, message, the known extra fields, and where an exception came from."""
 
     def format(self, record: logging.LogRecord) -> str:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line = {
+        line: dict[str, Any] = {
             "time": f"{seconds}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -31,8 +33,16 @@ class JSONFormatter(logging.Formatter):
         }
         line.update({name: value for name in _FIELDS if (value := getattr(record, name, None)) is not None})
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = _traceback(record.exc_info[1])
         return json.dumps(line)
+
+
+def _traceback(error: BaseException | None) -> list[str]:
+    """Where it went wrong, and the error's kind; its text may quote a prompt."""
+    if error is None:
+        return []
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames] + [type(error).__name__]
 
 
 def configure_logging(level: str) -> None:

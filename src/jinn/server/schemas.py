@@ -14,7 +14,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Discriminator,
-    FailFast,
     Field,
     PlainValidator,
     Tag,
@@ -46,7 +45,8 @@ def _limited(field: str, description: str, default: Any = None) -> Any:
 
 
 TokenId = Annotated[int, Field(**field_arguments("token_id"))]
-TokenIdList = Annotated[list[TokenId], FailFast()]  # or a million bad ids would be a million error objects
+# At the first bad id it fails: a million bad ids would be a million error objects.
+TokenIdList = Annotated[list[TokenId], Field(fail_fast=True)]
 
 
 def _listed(value: Any) -> Any:
@@ -188,7 +188,7 @@ def _content_tag(value: Any) -> str:
 
 Content = Annotated[
     Annotated[str, Tag(_TAGS[0])]
-    | Annotated[list[TextPart], Field(**field_arguments("content")), Tag(_TAGS[1])],
+    | Annotated[list[TextPart], Field(fail_fast=True, **field_arguments("content")), Tag(_TAGS[1])],
     Discriminator(_content_tag),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ T = TypeVar("T")
 EncodeChat = Callable[[Sequence[Mapping[str, str]]], Sequence[int]]  # ValueError: the template refused
 
 RETRY_SECONDS = 5
+CUT_SECONDS = 1.0  # to write the last words of a request that was cut
 _LONG_TEXT = 16_384  # characters; a few milliseconds of tokenising
 
 
@@ -129,7 +131,8 @@ class Service:
                 await self._idle.wait()
         except TimeoutError:
             self.cut()
-            await self._idle.wait()
+            with contextlib.suppress(TimeoutError):  # a client that does not read is not waited for
+                await asyncio.wait_for(self._idle.wait(), CUT_SECONDS)
 
     def cut(self) -> None:
         """End every running request with an error."""

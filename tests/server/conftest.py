@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import asyncio
+import inspect
+
+import httpx
+import pytest
+
+from jinn.server.app import App, create_app
+from jinn.server.config import ServerConfig
+from jinn.server.service import Service
+
+from .fakes import ByteTokenizer, FakeEngine, encode_chat
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a coroutine test in an event loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    asyncio.run(pyfuncitem.obj(**arguments))
+    return True
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def config() -> ServerConfig:
+    return ServerConfig(served_model_name="tiny/model")
+
+
+@pytest.fixture
+def service(engine: FakeEngine, config: ServerConfig) -> Service:
+    service = Service(config, engine, ByteTokenizer(), encode_chat, file_name="tiny.gguf")
+    asyncio.run(service.start())
+    return service
+
+
+@pytest.fixture
+def app(service: Service) -> App:
+    return create_app(service)
+
+
+@pytest.fixture
+def client(app: App) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
+def chat_body(**fields: object) -> dict[str, object]:
+    return {"model": "default", "messages": [{"role": "user", "content": "Hello"}], **fields}
