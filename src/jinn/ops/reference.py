@@ -1,26 +1,59 @@
 """The definition of each op: the shortest correct torch, forward and gradient, on any device.
 
 `activations` repeats what the native kernels do to a linear's input, so that both can be compared closely:
-"int8" rounds it to int8 in groups of 32 where the weight is quantized, "bf16" to bfloat16, "f32" leaves it alone.
-`PagedCache` is the plain twin of the native cache.
+"int8" rounds it to int8 in groups of 32 where the weight is quantized, "bf16" to bfloat16, "f32" leaves it
+alone. `PagedCache` is the plain twin of the native cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jinn.ops.protocol import Context, KVSpec, Rope
+from jinn.ops.protocol import Batch, Context, KVSpec, Rope
 
 GROUP = 32
+FLOAT_FORMATS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorBatch:
+    """A `Batch` as int64 tensors."""
+
+    token_ids: Tensor  # [num_tokens]
+    positions: Tensor  # [num_tokens]
+    query_start: Tensor  # [num_seqs + 1]
+    context_lens: Tensor  # [num_seqs]
+    block_tables: Tensor  # [num_seqs, max_blocks]
+    logit_rows: Tensor  # [num_rows]
+
+
+def tensor_batch(batch: Batch, device: str = "cpu") -> TensorBatch:
+    """The batch as `ReferenceOps` reads it."""
+
+    def tensor(values: object) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.int64, device=device)
+
+    return TensorBatch(
+        tensor(batch.token_ids),
+        tensor(batch.positions),
+        tensor(batch.query_start),
+        tensor(batch.context_lens),
+        tensor(batch.block_tables),
+        tensor(batch.logit_rows),
+    )
 
 
 class ReferenceOps:
-    """The op protocol on torch tensors [tokens, features]; `ctx.batch` holds tensors (see `tensor_batch`)."""
+    """The op protocol on torch tensors [tokens, features]; `ctx.batch` is a `TensorBatch`.
+
+    A weight may name its format as `weight.format`, as PackedTensor does; without one it counts as F32.
+    """
 
     def __init__(self, activations: str = "f32") -> None:
         self.activations = activations
@@ -31,15 +64,15 @@ class ReferenceOps:
     def linear(self, x: Tensor, nodes: Sequence[Any]) -> tuple[Tensor, ...]:
         outputs = []
         for node in nodes:
-            held = self._held(x, getattr(node.weight, "jinn_format", "F32"))
-            y = held @ node.weight.float().T
+            held = self.held(x, getattr(node.weight, "format", "F32"))
+            y: Tensor = held @ node.weight.float().T
             bias = getattr(node, "bias", None)
             outputs.append(y if bias is None else y + bias.float())
         return tuple(outputs)
 
-    def _held(self, x: Tensor, weight_format: str) -> Tensor:
-        is_quantized = weight_format not in ("F32", "F16", "BF16")
-        if self.activations == "int8" and is_quantized:
+    def held(self, x: Tensor, weight_format: str) -> Tensor:
+        """x as a weight of this format reads it."""
+        if self.activations == "int8" and weight_format not in FLOAT_FORMATS:
             return int8_groups(x)
         if self.activations == "bf16" or (self.activations == "int8" and weight_format == "BF16"):
             return x.bfloat16().float()
@@ -52,9 +85,10 @@ class ReferenceOps:
         return functional.silu(gate) * up
 
     def rms_norm(self, x: Tensor, node: Any, eps: float) -> Tensor:
-        runs = x.unflatten(-1, (-1, node.weight.shape[0]))
+        runs = x.reshape(len(x), -1, node.weight.shape[0])
         scaled = runs * torch.rsqrt(runs.square().mean(-1, keepdim=True) + eps)
-        return (scaled * node.weight).flatten(-2)
+        y: Tensor = scaled * node.weight
+        return y.flatten(-2)
 
     def rope(self, x: Tensor, ctx: Context, rope: Rope, num_heads: int) -> Tensor:
         n = len(rope.inv_freq)
@@ -62,7 +96,7 @@ class ReferenceOps:
         angles = ctx.batch.positions[:, None].float() * frequencies
         cos = (angles.cos() * rope.attention_factor)[:, None, :]
         sin = (angles.sin() * rope.attention_factor)[:, None, :]
-        heads = x.unflatten(-1, (num_heads, -1))
+        heads = x.reshape(len(x), num_heads, -1)
         rotated, rest = heads[..., : 2 * n], heads[..., 2 * n :]
         if rope.is_interleaved:
             a, b = rotated[..., 0::2], rotated[..., 1::2]
@@ -73,8 +107,9 @@ class ReferenceOps:
         return torch.cat((pairs, rest), dim=-1).flatten(-2)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, ctx: Context, spec: KVSpec, scale: float) -> Tensor:
-        keys, values = k.unflatten(-1, (spec.num_kv_heads, -1)), v.unflatten(-1, (spec.num_kv_heads, -1))
-        queries = q.unflatten(-1, (-1, spec.key_dim))
+        queries = q.reshape(len(q), -1, spec.key_dim)
+        keys = k.reshape(len(k), spec.num_kv_heads, spec.key_dim)
+        values = v.reshape(len(v), spec.num_kv_heads, spec.value_dim)
         outputs = []
         for s in range(len(ctx.batch.context_lens)):
             mine = slice(int(ctx.batch.query_start[s]), int(ctx.batch.query_start[s + 1]))
@@ -87,7 +122,8 @@ class ReferenceOps:
         return torch.cat(outputs).flatten(-2)
 
     def select_rows(self, x: Tensor, ctx: Context) -> Tensor:
-        return x[ctx.batch.logit_rows]
+        rows: Tensor = x[ctx.batch.logit_rows]
+        return rows
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, context_len: int, scale: float) -> Tensor:
@@ -101,28 +137,35 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, context_len: int, scale: float) -> 
 
 
 def int8_groups(x: Tensor) -> Tensor:
-    """x rounded to int8 in groups of 32 columns: scale = max|x| / 127, code = round(x * (127 / max|x|)), ties to even."""
-    groups = x.unflatten(-1, (-1, GROUP))
-    largest = groups.abs().amax(-1, keepdim=True)
+    """x [tokens, features] rounded to int8 in groups of 32 columns, and back."""
+    return _int8(x.reshape(len(x), -1, GROUP)).flatten(-2)
+
+
+def _int8(x: Tensor) -> Tensor:
+    """Rounded along the last axis: scale = max|x| / 127, code = round(x * (127 / max|x|)), ties to even."""
+    largest = x.abs().amax(-1, keepdim=True)
     inverse = torch.where(largest > 0, 127.0 / largest, torch.zeros_like(largest))
-    return ((groups * inverse).round() * (largest / 127.0)).flatten(-2)
+    return (x * inverse).round() * (largest / 127.0)
 
 
 class PagedCache:
-    """Keys and values of all layers, in blocks, rounded to `dtype` ("f32", "bf16" or "int8") as they are stored."""
+    """Keys and values of all layers, in blocks, rounded to `dtype` as they are stored, but held in float32.
+
+    `dtype` is "f32", "bf16" or "int8" (one scale per position and head).
+    """
 
     def __init__(self, specs: Sequence[KVSpec], dtype: str, num_blocks: int, block_size: int) -> None:
         self.dtype, self.num_blocks, self.block_size = dtype, num_blocks, block_size
         self._keys = [torch.zeros(num_blocks * block_size, s.num_kv_heads, s.key_dim) for s in specs]
         self._values = [torch.zeros(num_blocks * block_size, s.num_kv_heads, s.value_dim) for s in specs]
 
-    def store(self, layer: int, batch: Any, s: int, keys: Tensor, values: Tensor) -> None:
-        """Keep the new positions of sequence s."""
+    def store(self, layer: int, batch: TensorBatch, s: int, keys: Tensor, values: Tensor) -> None:
+        """Keep the new positions of sequence s: keys and values [tokens, heads, dim]."""
         slots = self._slots(batch, s)[-len(keys) :]
         self._keys[layer][slots] = self._rounded(keys.detach())
         self._values[layer][slots] = self._rounded(values.detach())
 
-    def load(self, layer: int, batch: Any, s: int) -> tuple[Tensor, Tensor]:
+    def load(self, layer: int, batch: TensorBatch, s: int) -> tuple[Tensor, Tensor]:
         """All keys and values of sequence s, [context, heads, dim]."""
         slots = self._slots(batch, s)
         return self._keys[layer][slots], self._values[layer][slots]
@@ -131,20 +174,14 @@ class PagedCache:
         """Copy one block of every layer."""
         size = self.block_size
         for plane in (*self._keys, *self._values):
-            plane[target * size : (target + 1) * size] = plane[source * size : (source + 1) * size].clone()
+            plane[target * size : (target + 1) * size] = plane[source * size : (source + 1) * size]
 
-    def _slots(self, batch: Any, s: int) -> Tensor:
+    def _slots(self, batch: TensorBatch, s: int) -> Tensor:
         positions = torch.arange(int(batch.context_lens[s]))
-        return (
-            batch.block_tables[s][positions // self.block_size] * self.block_size
-            + positions % self.block_size
-        )
+        first_slots = batch.block_tables[s][positions // self.block_size] * self.block_size
+        return first_slots + positions % self.block_size
 
     def _rounded(self, x: Tensor) -> Tensor:
         if self.dtype == "bf16":
             return x.bfloat16().float()
-        if self.dtype == "int8":
-            largest = x.abs().amax(-1, keepdim=True)
-            inverse = torch.where(largest > 0, 127.0 / largest, torch.zeros_like(largest))
-            return (x * inverse).round() * (largest / 127.0)
-        return x.float()
+        return _int8(x) if self.dtype == "int8" else x.float()
