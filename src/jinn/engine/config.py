@@ -35,16 +35,16 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
             raise ValueError("model must be a path")
-        _check_int("num_threads", self.num_threads, 1, 4096)
-        _check_int("max_model_len", self.max_model_len, 2, 2**31 - 1)
-        _check_int("max_num_seqs", self.max_num_seqs, 1, 65536)
-        _check_int("max_num_batched_tokens", self.max_num_batched_tokens, 1, 2**20)
+        check_range("num_threads", self.num_threads, 1, 4096)
+        check_range("max_model_len", self.max_model_len, 2, 2**31 - 1)
+        check_range("max_num_seqs", self.max_num_seqs, 1, 65536)
+        check_range("max_num_batched_tokens", self.max_num_batched_tokens, 1, 2**20)
         check_range("max_step_ms", self.max_step_ms, 1.0, 1e6)
-        _check_int("cache_memory", self.cache_memory, 1, 2**62)
-        _check_int("tenant_cache_memory", self.tenant_cache_memory, 0, 2**62)
+        check_range("cache_memory", self.cache_memory, 1, 2**62)
+        check_range("tenant_cache_memory", self.tenant_cache_memory, 0, 2**62)
         _check_choice("kv_cache_dtype", self.kv_cache_dtype, get_args(KVCacheDtype))
         _check_choice("activations", self.activations, get_args(Activations))
-        _check_int("block_size", self.block_size, 1, 1024)
+        check_range("block_size", self.block_size, 1, 1024)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -68,12 +68,6 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]
     system_fingerprint: str  # names the weights, the build and the ISA path
     notes: tuple[str, ...] = ()  # automatic choices made while loading, each with its reason
-
-
-def _check_int(name: str, value: int | None, low: int, high: int) -> None:
-    check_range(name, value, low, high)
-    if isinstance(value, float):
-        raise ValueError(f"{name} must be an integer, not {value}")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

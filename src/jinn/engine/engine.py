@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,11 +21,13 @@ from jinn.engine.messages import (
     TokenLogprobs,
     TokenOutput,
 )
-from jinn.engine.runner import Runner
 from jinn.engine.sampler import SampledToken
 from jinn.engine.scheduler import Chunk, Scheduler, SchedulerConfig
 from jinn.engine.sequence import Sequence
 from jinn.ops.protocol import Batch
+
+if TYPE_CHECKING:
+    from jinn.engine.runner import Runner
 
 logger = logging.getLogger(__name__)
 

@@ -80,11 +80,12 @@ class SamplingParams:
 
 
 def check_range(name: str, value: float | None, low: float, high: float) -> None:
-    """Raise ValueError naming the field unless `value` is None or a number between `low` and `high`."""
+    """Raise ValueError naming the field unless `value` is None or from `low` to `high`, an int if `low` is."""
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be a number, not {type(value).__name__}")
+    if type(value) not in ((int,) if isinstance(low, int) else (int, float)):
+        kind = "an integer" if isinstance(low, int) else "a number"
+        raise ValueError(f"{name} must be {kind}, not {type(value).__name__}")
     if not math.isfinite(value) or not low <= value <= high:
         raise ValueError(f"{name} must be between {low} and {high}, not {value}")
 

@@ -112,8 +112,7 @@ class Scheduler:
             followers, sequence.followers = sequence.followers, []
             self.num_followers -= len(followers)
             for follower in followers:
-                follower.leader = None
-                self._enqueue(follower)
+                self._stop_following(follower)
 
     def finish(self, sequence: Sequence, *, keep: bool = True) -> None:
         """Take a sequence out and free its blocks; with `keep=False` nothing of it stays in the cache."""
@@ -130,8 +129,8 @@ class Scheduler:
         if sequence.followers:
             self.num_followers -= len(sequence.followers)
             leader, *followers = sequence.followers
-            sequence.followers, leader.leader = [], None
-            self._enqueue(leader)
+            sequence.followers = []
+            self._stop_following(leader)
             self._follow(leader, followers)
 
     def preempt_latest(self) -> Sequence:
@@ -187,6 +186,8 @@ class Scheduler:
         sequence.num_computed_tokens = table.num_tokens
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = table.num_tokens
+        if not sequence.has_started:
+            sequence.has_started = True
             self.num_cached_tokens += table.num_tokens
             self.num_prefix_queries += sequence.num_prompt_tokens
         sequence.status = SequenceStatus.RUNNING
@@ -203,6 +204,13 @@ class Scheduler:
         self.num_followers += len(followers)
         for follower in followers:
             follower.leader = leader
+
+    def _stop_following(self, follower: Sequence) -> None:
+        """Queue a choice that waited. What its leader computed does not count as found in the cache."""
+        if follower.leader:
+            follower.num_cached_tokens = follower.leader.num_cached_tokens
+        follower.leader = None
+        self._enqueue(follower)
 
     def _release(self, sequence: Sequence, *, keep: bool = True) -> None:
         self.cache.release(sequence.table, keep=keep)

@@ -39,7 +39,8 @@ class Sequence:
     output_ids: list[int] = field(default_factory=list)
     block_table: BlockTable | None = None  # while running
     num_computed_tokens: int = 0  # whose keys and values are stored
-    num_cached_tokens: int | None = None  # prompt tokens found in the cache at the first start
+    num_cached_tokens: int | None = None  # prompt tokens that the request found in the cache
+    has_started: bool = False
     status: SequenceStatus = SequenceStatus.WAITING
     counts: TokenCounts | None = None  # where a penalty is set
 

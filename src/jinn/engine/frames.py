@@ -1,0 +1,35 @@
+"""Messages on a stream of bytes: each is its length, 4 bytes little-endian, and what `encode` made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from jinn.engine.messages import Message, encode
+
+_LENGTH_BYTES = 4
+
+
+def frame(message: Message) -> bytes:
+    """The message as it goes over the stream."""
+    data = encode(message)
+    return len(data).to_bytes(_LENGTH_BYTES, "little") + data
+
+
+class FrameReader:
+    """Cuts a stream, which comes in pieces of any size, into the messages' bytes."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The frames that `data` completes."""
+        self._buffer += data
+        start = 0
+        while len(self._buffer) - start >= _LENGTH_BYTES:
+            body = start + _LENGTH_BYTES
+            stop = body + int.from_bytes(self._buffer[start:body], "little")
+            if stop > len(self._buffer):
+                break
+            yield bytes(self._buffer[body:stop])
+            start = stop
+        del self._buffer[:start]

@@ -1,0 +1,175 @@
+"""The engine in a process of its own: `python -m jinn.engine.process FD CONFIG`.
+
+FD is an inherited socket to the process that started it, CONFIG an EngineConfig in JSON. It ends when told
+to, or when the other end of the socket closes, so it never outlives its parent.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from jinn.engine.config import EngineConfig, ModelInfo
+from jinn.engine.engine import Engine
+from jinn.engine.frames import FrameReader, frame
+from jinn.engine.messages import Abort, Failed, Loading, Message, Shutdown, Submit, decode
+
+if TYPE_CHECKING:
+    from jinn.engine.runner import Runner
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]  # bytes read, bytes in all
+LoadRunner = Callable[[EngineConfig, Progress], "tuple[Runner, ModelInfo]"]
+
+_READ_BYTES = 1 << 18
+_MAX_UNSENT_BYTES = 1 << 24  # no further step while the reader is this far behind
+_IDLE_MS = 1000
+
+
+class Connection:
+    """Sends and receives messages without ever blocking on a peer that does not read."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._reader = FrameReader()
+        self._unsent = bytearray()
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    @property
+    def is_congested(self) -> bool:
+        return len(self._unsent) > _MAX_UNSENT_BYTES
+
+    def send(self, message: Message) -> None:
+        """Send, or keep for later what the socket does not take now. Raises EOFError if the peer is gone."""
+        self._unsent += frame(message)
+        self._flush()
+
+    def receive(self, timeout_ms: int | None) -> list[Message]:
+        """The messages that have come; waits up to `timeout_ms` (None: for ever) for the socket to be ready.
+
+        Raises EOFError if the peer is gone.
+        """
+        self._poll.modify(self._socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+        if not self._poll.poll(timeout_ms):
+            return []
+        self._flush()
+        try:
+            data = self._socket.recv(_READ_BYTES)
+        except BlockingIOError:
+            return []
+        except ConnectionError as error:
+            raise EOFError from error
+        if not data:
+            raise EOFError
+        return [message for part in self._reader.feed(data) if (message := _decode(part))]
+
+    def drain(self) -> None:
+        """Wait until all is sent. Raises EOFError if the peer is gone."""
+        while self._unsent:
+            self.receive(None)
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                del self._unsent[: self._socket.send(self._unsent)]
+        except BlockingIOError:
+            pass
+        except ConnectionError as error:
+            raise EOFError from error
+
+
+def _decode(data: bytes) -> Message | None:
+    """A message that makes no sense is dropped: it is one request's fault at most."""
+    try:
+        return decode(data)
+    except ValueError:
+        logger.exception("a message of %d bytes was not understood", len(data))
+        return None
+
+
+def serve(connection: Connection, engine: Engine) -> None:
+    """Step while there is work, wait while there is none. Returns when told to shut down."""
+    is_checked = True  # the cache's books, since the last step
+    while True:
+        can_step = engine.has_work and not connection.is_congested
+        messages = connection.receive(0 if can_step else None if is_checked else _IDLE_MS)
+        for message in messages:
+            if isinstance(message, Shutdown):
+                return
+            _apply(message, engine)
+        if engine.has_work and not connection.is_congested:
+            connection.send(engine.step())
+            is_checked = False
+        elif not engine.has_work and not messages:
+            engine.check_integrity()
+            is_checked = True
+
+
+def _apply(message: Message, engine: Engine) -> None:
+    if isinstance(message, Submit):
+        try:
+            engine.submit(message)
+        except ValueError as error:
+            logger.error("%s", error)
+    elif isinstance(message, Abort):
+        engine.abort(message)
+    else:
+        logger.error("%s is not for the engine", type(message).__name__)
+
+
+def _progress(connection: Connection) -> Progress:
+    """Tells of each further percent."""
+    last_percent = -1
+
+    def report(loaded_bytes: int, total_bytes: int) -> None:
+        nonlocal last_percent
+        percent = 100 * loaded_bytes // max(total_bytes, 1)
+        if percent != last_percent:
+            last_percent = percent
+            connection.send(Loading(loaded_bytes, total_bytes))
+
+    return report
+
+
+def run(sock: socket.socket, config: EngineConfig, load_runner: LoadRunner) -> int:
+    """Load the model and serve it until the end. Returns the exit status."""
+    connection = Connection(sock)
+    try:
+        try:
+            runner, info = load_runner(config, _progress(connection))
+            engine = Engine(runner, info, config)
+            connection.send(engine.ready)
+            serve(connection, engine)
+        except EOFError:
+            raise
+        except Exception as error:
+            logger.exception("the engine cannot go on")
+            connection.send(Failed(str(error) or type(error).__name__))
+            connection.drain()
+            return 1
+    except EOFError:
+        logger.info("the process that started the engine is gone")
+    return 0
+
+
+def main(arguments: Sequence[str], load_runner: LoadRunner) -> int:
+    """Run with the arguments FD and CONFIG. Returns the exit status."""
+    for signum in (signal.SIGINT, signal.SIGTERM):  # meant for the whole group; the parent says when to end
+        signal.signal(signum, signal.SIG_IGN)
+    fd, config = arguments
+    with socket.socket(fileno=int(fd)) as sock:
+        return run(sock, EngineConfig.from_json(config), load_runner)
+
+
+if __name__ == "__main__":
+    from jinn.engine.loading import load_runner
+
+    sys.exit(main(sys.argv[1:], load_runner))
