@@ -1,0 +1,134 @@
+"""Runs single native ops. Inputs come from embedding tables; every buffer is NaN before its op writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from jinn import _native
+from jinn.ops.native import Instruction, NativeOps, SymbolicValue, compile_program, fuse
+from jinn.ops.protocol import Batch, Context
+from jinn.weights.block_formats import FORMAT_BY_NAME
+from jinn.weights.quantize import quantize
+
+ISAS = _native.isa_names()
+FORMATS = tuple(FORMAT_BY_NAME)
+INTEGER_FORMATS = tuple(name for name, block_format in FORMAT_BY_NAME.items() if block_format.is_quantized)
+POOLS = {num_threads: _native.ThreadPool(num_threads) for num_threads in (1, 2)}
+
+Build = Callable[..., Sequence[SymbolicValue]]
+"""Takes NativeOps and the inputs; returns values that lie in one buffer."""
+
+
+def pack(
+    values: np.ndarray, format_name: str = "F32", row_order: np.ndarray | None = None
+) -> _native.PackedTensor:
+    """float32 [rows, cols] as the kernels read it."""
+    if format_name == "F32":
+        data = np.ascontiguousarray(values, np.float32).view(np.uint8).reshape(-1)
+    else:
+        data = quantize(values, FORMAT_BY_NAME[format_name])
+    return _native.pack(POOLS[1], data, format_name, *values.shape, row_order)
+
+
+def parameter(weight: Any, bias: np.ndarray | None = None) -> SimpleNamespace:
+    return SimpleNamespace(weight=weight) if bias is None else SimpleNamespace(weight=weight, bias=bias)
+
+
+def columns(value: SymbolicValue, first_col: int, cols: int) -> SymbolicValue:
+    """A strided view of a value."""
+    return SymbolicValue(value.buffer, cols, value.first_col + first_col)
+
+
+def one_sequence(token_ids: Sequence[int], context_len: int = 0, block_size: int = 16) -> Batch:
+    """A batch of one sequence that ends at `context_len` (0: which is all of the context); all rows wanted."""
+    return packed_sequences([(token_ids, context_len or len(token_ids))], block_size)
+
+
+def packed_sequences(sequences: Sequence[tuple[Sequence[int], int]], block_size: int = 16) -> Batch:
+    """A batch of (token_ids, context_len) pairs; sequence s holds the blocks s, s + num_seqs, ..."""
+    lengths = [len(token_ids) for token_ids, _ in sequences]
+    contexts = np.array([context_len for _, context_len in sequences], np.int32)
+    max_blocks = -(-int(contexts.max()) // block_size)
+    blocks = np.arange(max_blocks * len(sequences), dtype=np.int32).reshape(max_blocks, len(sequences)).T
+    positions = [np.arange(end - n, end, dtype=np.int32) for n, end in zip(lengths, contexts, strict=True)]
+    return Batch(
+        np.concatenate([np.asarray(token_ids, np.int32) for token_ids, _ in sequences]),
+        np.concatenate(positions),
+        np.cumsum([0, *lengths], dtype=np.int32),
+        contexts,
+        np.ascontiguousarray(blocks),
+        np.arange(sum(lengths), dtype=np.int32),
+    )
+
+
+def arrays(batch: Batch) -> tuple[np.ndarray, ...]:
+    return (
+        batch.token_ids,
+        batch.positions,
+        batch.query_start,
+        batch.context_lens,
+        batch.block_tables,
+        batch.logit_rows,
+    )
+
+
+class OpProgram:
+    """A few ops as a program. Token `i` reads row `i` of each input, float32 [rows, cols]."""
+
+    def __init__(
+        self,
+        build: Build,
+        *inputs: np.ndarray,
+        isa: str = "",
+        num_threads: int = 1,
+        activations: str = "int8",
+        is_fused: bool = False,
+    ) -> None:
+        self.num_rows = len(inputs[0])
+        ops = NativeOps(activations)
+        values = [ops.embed(parameter(pack(table)), Context()) for table in inputs]
+        self._outputs = build(ops, *values)
+        instructions = fuse(ops.instructions) if is_fused else ops.instructions
+        buffer = self._outputs[0].buffer
+        self._program = compile_program(
+            list(_poisoned(instructions, self.num_rows)),
+            SymbolicValue(buffer, buffer.row_bytes // 4),
+            POOLS[num_threads],
+            _native.choose_kernels(isa),
+        )
+
+    def run(self, batch: Batch, cache: _native.KVCache | None = None) -> list[np.ndarray]:
+        """The outputs [rows, cols] of a batch. Raises AssertionError where an op wrote beside its columns."""
+        if cache is None:
+            cache = _native.KVCache([(1, 4, 4)], "f32", int(batch.block_tables.max()) + 1, 16)
+        buffer = _native.run(self._program, cache, self.num_rows, *arrays(batch)).copy()
+        is_output = np.zeros(buffer.shape[1], bool)
+        for value in self._outputs:
+            is_output[value.first_col : value.first_col + value.cols] = True
+        assert np.isnan(buffer[:, ~is_output]).all(), "an op wrote beside its columns"
+        return [buffer[:, value.first_col : value.first_col + value.cols] for value in self._outputs]
+
+    def run_rows(self, rows: Sequence[int]) -> list[np.ndarray]:
+        """The outputs of these input rows, at positions 0, 1, ..."""
+        return self.run(one_sequence(rows))
+
+
+def run_op(build: Build, *inputs: np.ndarray, **settings: Any) -> list[np.ndarray]:
+    """The outputs for all rows of the inputs, once."""
+    return OpProgram(build, *inputs, **settings).run_rows(range(len(inputs[0])))
+
+
+def _poisoned(instructions: Sequence[Instruction], num_rows: int) -> Iterator[Instruction]:
+    """The instructions, and before each buffer's first use one that fills it with NaN."""
+    written = set()
+    for instruction in instructions:
+        for buffer in {value.buffer for value in instruction.outputs} - written:
+            written.add(buffer)
+            nans = np.full((num_rows, buffer.row_bytes // 4), np.nan, np.float32)
+            whole = SymbolicValue(buffer, nans.shape[1])
+            yield Instruction("embed", (), (whole,), {"table": pack(nans)})
+        yield instruction
