@@ -243,6 +243,10 @@ class Worker {
   void block_values(f32x16 (*acc)[kMaxValueVecs], const uint8_t* head, int in_block, int at, int end, int col,
                     int first_row, int first_vec = 0) {
     const int width = V == 1 ? part_width(col) : kLanes;
+    f32x16 sums[R][V];  // apart from acc, which the compiler must take for memory that loads may alias
+    for (int r = 0; r < R; ++r) {
+      for (int v = 0; v < V; ++v) sums[r][v] = acc[r][first_vec + v];
+    }
     for (; at < end; ++at, ++in_block) {
       const uint8_t* words =
           head + layer_.values + (static_cast<int64_t>(in_block / Word::kPer) * layer_.value_dim + col) * 4;
@@ -253,10 +257,17 @@ class Worker {
       }
       for (int v = 0; v < V; ++v) {
         u32x16 word{};
-        std::memcpy(&word, words + 64 * v, static_cast<size_t>(width) * 4);
+        if (V > 1) {
+          word = load_as<u32x16>(words + 64 * v);
+        } else {
+          std::memcpy(&word, words + 64 * v, static_cast<size_t>(width) * 4);
+        }
         const f32x16 value = Word::part(word, in_block % Word::kPer);
-        for (int r = 0; r < R; ++r) acc[r][first_vec + v] = fma(value, set1(p[r]), acc[r][first_vec + v]);
+        for (int r = 0; r < R; ++r) sums[r][v] = fma(value, set1(p[r]), sums[r][v]);
       }
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int v = 0; v < V; ++v) acc[r][first_vec + v] = sums[r][v];
     }
   }
 

@@ -1,4 +1,10 @@
 // Which kernels this machine runs.
+#if defined(JINN_X86)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <stdexcept>
 #include <string>
 
@@ -7,11 +13,20 @@
 namespace jinn {
 namespace {
 
-#if defined(JINN_HAS_AVX512)
+#if defined(JINN_X86)
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+}
+
+// The system must also grant the tiles' state to this process (Linux 5.16).
+bool has_amx() {
+  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kTile) == 0 || (edx & kInt8) == 0) return false;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 #endif
 
@@ -19,7 +34,8 @@ bool has_avx512() {
 
 int available_kernels(const Kernels** out, int capacity) {
   int count = 0;
-#if defined(JINN_HAS_AVX512)
+#if defined(JINN_X86)
+  if (has_avx512() && has_amx() && count < capacity) out[count++] = &amx::kernels;
   if (has_avx512() && count < capacity) out[count++] = &avx512::kernels;
 #endif
   if (count < capacity) out[count++] = &portable::kernels;

@@ -18,20 +18,34 @@ struct Matrix {
   float* row(int64_t r) const { return data + r * stride; }
 };
 
+constexpr int kActivationRows = 16;
+
 // How a linear's input is held while weights read it.
 enum class ActivationType { F32, BF16, Int8 };
 
-// Rows of activations, each `stride` bytes. Int8: codes [cols], then per group of 32 columns the scale (f32), the
-// scaled sum of the codes (f32) and their sum (i32). BF16: pairs, padded to even. F32: as they are, or rounded to bf16.
+// Rows of activations, `stride` bytes each. F32: as they are, or rounded to bf16. BF16: pairs, padded to even.
+//
+// Int8 rows come in blocks of 16, so that what a kernel needs of 16 rows lies side by side: codes [16][cols], then per
+// group of 32 columns [16] scales (f32), [16] scaled sums of the codes (f32) and [16] sums of the codes (i32).
 struct Activations {
   uint8_t* data = nullptr;
   int64_t stride = 0;
   int64_t cols = 0;
 
   uint8_t* row(int64_t r) const { return data + r * stride; }
-  float* scales(int64_t r) const { return reinterpret_cast<float*>(row(r) + cols); }
-  float* scaled_sums(int64_t r) const { return scales(r) + cols / kGroup; }
-  int32_t* sums(int64_t r) const { return reinterpret_cast<int32_t*>(scaled_sums(r) + cols / kGroup); }
+  uint8_t* codes(int64_t r) const { return block(r) + r % kActivationRows * cols; }
+  // Of group 0; group g is kActivationRows * g further.
+  float* scales(int64_t r) const { return plane<float>(r, 0); }
+  float* scaled_sums(int64_t r) const { return plane<float>(r, 1); }
+  int32_t* sums(int64_t r) const { return plane<int32_t>(r, 2); }
+
+ private:
+  uint8_t* block(int64_t r) const { return data + r / kActivationRows * kActivationRows * stride; }
+  template <class Number>
+  Number* plane(int64_t r, int64_t index) const {
+    const int64_t numbers = index * cols / kGroup * kActivationRows + r % kActivationRows;
+    return reinterpret_cast<Number*>(block(r) + kActivationRows * cols) + numbers;
+  }
 };
 
 int64_t activation_stride(ActivationType type, int64_t cols);
@@ -95,8 +109,11 @@ struct Kernels {
 namespace portable {
 extern const Kernels kernels;
 }
-#if defined(JINN_HAS_AVX512)
+#if defined(JINN_X86)
 namespace avx512 {
+extern const Kernels kernels;
+}
+namespace amx {
 extern const Kernels kernels;
 }
 #endif

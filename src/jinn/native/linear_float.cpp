@@ -93,8 +93,10 @@ void tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) 
   for (int64_t q = 0; q < num_quads; ++q) {
     f32x16 w[4];
     Widen::quad(tile, q, w);
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const float* x = reinterpret_cast<const float*>(piece.input.row(first_row + r)) + 4 * q;
+#pragma GCC unroll 4
       for (int i = 0; i < kParts; ++i) y[r][i] = fma(w[i], set1(x[i]), y[r][i]);
     }
   }
@@ -106,6 +108,7 @@ void tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) 
       y[r][col % kParts] = fma(w, set1(x), y[r][col % kParts]);
     }
   }
+#pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
     store_tile(piece, tile_index, first_row + r, (y[r][0] + y[r][1]) + (y[r][2] + y[r][3]));
   }
@@ -120,6 +123,7 @@ void bf16_tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_
   f32x16 y[R][2] = {};
   for (int64_t w = 0; w < num_words; ++w) {
     const u32x16 word = tile.word(w);
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       uint32_t x;
       std::memcpy(&x, piece.input.row(first_row + r) + 4 * w, 4);
@@ -130,6 +134,7 @@ void bf16_tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_
       }
     }
   }
+#pragma GCC unroll 4
   for (int r = 0; r < R; ++r) store_tile(piece, tile_index, first_row + r, y[r][0] + y[r][1]);
 }
 

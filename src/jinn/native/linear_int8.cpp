@@ -7,6 +7,9 @@
 #include "linear_store.h"
 #include "ops.h"
 #include "vec.h"
+#if defined(JINN_AMX)
+#include "linear_amx.h"
+#endif
 
 namespace jinn::JINN_ISA {
 namespace {
@@ -50,6 +53,12 @@ void tile_rows(const LinearPiece& piece, int64_t tile, int64_t first_row) {
   const uint16_t* scales = reinterpret_cast<const uint16_t*>(codes + weight.layout().scales);
   const uint16_t* mins = reinterpret_cast<const uint16_t*>(codes + weight.layout().mins);
   const int64_t num_groups = weight.cols() / kGroup;
+  const uint8_t* x[R];
+  for (int r = 0; r < R; ++r) x[r] = piece.input.codes(first_row + r);
+  // Rows of one call lie in one block of activations, so that these serve all of them.
+  const float* row_scales = piece.input.scales(first_row);
+  const float* row_scaled_sums = piece.input.scaled_sums(first_row);
+  const int32_t* row_sums = piece.input.sums(first_row);
   f32x16 y[R] = {};
   for (int64_t g = 0; g < num_groups; ++g) {
     u32x16 words[kGroupWords];
@@ -59,21 +68,27 @@ void tile_rows(const LinearPiece& piece, int64_t tile, int64_t first_row) {
     if constexpr (Codes::kHasMins) min = load_f16(mins + g * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const int64_t row = first_row + r;
-      const uint8_t* x = piece.input.row(row) + g * kGroup;
-      i32x16 dot = i32x16{} - Codes::kOffset * piece.input.sums(row)[g];
-      for (int w = 0; w < kGroupWords; ++w) dot = dot_u8s8(dot, words[w], word_at(x, w));
-      y[r] = fma(to_float(dot), scale * piece.input.scales(row)[g], y[r]);
-      if constexpr (Codes::kHasMins) y[r] = fma(min, set1(piece.input.scaled_sums(row)[g]), y[r]);
+      const int64_t at = g * kActivationRows + r;
+      i32x16 dot = i32x16{} - Codes::kOffset * row_sums[at];
+      for (int w = 0; w < kGroupWords; ++w) dot = dot_u8s8(dot, words[w], word_at(x[r] + g * kGroup, w));
+      y[r] = fma(to_float(dot), scale * row_scales[at], y[r]);
+      if constexpr (Codes::kHasMins) y[r] = fma(min, set1(row_scaled_sums[at]), y[r]);
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) store_tile(piece, tile, first_row + r, y[r]);
 }
 
 template <class Codes>
 void piece_of(const LinearPiece& piece) {
+#if defined(JINN_AMX)
+  const AmxTiles tiles;
+#endif
   for (int64_t tile = piece.first_tile; tile < piece.last_tile; ++tile) {
     int64_t row = piece.first_row;
+#if defined(JINN_AMX)
+    row = amx_rows<Codes>(piece, tile);
+#endif
     for (; row + 8 <= piece.last_row; row += 8) tile_rows<Codes, 8>(piece, tile, row);
     for (; row + 4 <= piece.last_row; row += 4) tile_rows<Codes, 4>(piece, tile, row);
     for (; row + 2 <= piece.last_row; row += 2) tile_rows<Codes, 2>(piece, tile, row);

@@ -12,11 +12,7 @@ JINN_INLINE void store_tile(const LinearPiece& piece, int64_t tile, int64_t row,
   const int count = left < kLanes ? static_cast<int>(left) : kLanes;
   if (piece.bias) y = y + load_part(piece.bias + col, count);
   if (piece.residual) y = load_part(piece.residual->row(row) + col, count) + y;
-  if (count == kLanes) {
-    store(piece.output.row(row) + col, y);
-  } else {
-    store_part(piece.output.row(row) + col, y, count);
-  }
+  store_part(piece.output.row(row) + col, y, count);
 }
 
 }  // namespace jinn::JINN_ISA

@@ -2,6 +2,9 @@
 #include "kernels.h"
 #include "ops.h"
 #include "vec.h"
+#if defined(JINN_AMX)
+#include "linear_amx.h"
+#endif
 
 namespace jinn::JINN_ISA {
 namespace {
@@ -34,6 +37,34 @@ JINN_INLINE uint32_t run(int64_t rounds, Step step) {
   return mixed;
 }
 
+#if defined(JINN_AMX)
+// Four sums of whole tiles, 16 x 16 x 64 multiply-adds each.
+int64_t amx_peak(int64_t rounds, uint32_t* sink) {
+  AmxConfig config;
+  for (int tile = 0; tile < 8; ++tile) config.row_bytes[tile] = 64, config.rows[tile] = 16;
+  alignas(64) uint8_t data[1024] = {1};
+  _tile_loadconfig(&config);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_loadd(4, data, 64);
+  _tile_loadd(5, data, 64);
+  _tile_loadd(6, data, 64);
+  _tile_loadd(7, data, 64);
+  for (int64_t round = 0; round < rounds; ++round) {
+    _tile_dpbssd(0, 4, 5);
+    _tile_dpbssd(1, 4, 7);
+    _tile_dpbssd(2, 6, 5);
+    _tile_dpbssd(3, 6, 7);
+  }
+  _tile_stored(0, data, 64);
+  _tile_release();
+  *sink ^= data[0];
+  return rounds * 4 * 16 * 16 * 64 * 2;
+}
+#endif
+
 }  // namespace
 
 void read_bytes(const uint8_t* from, size_t bytes, uint32_t* sink) {
@@ -48,6 +79,9 @@ void read_bytes(const uint8_t* from, size_t bytes, uint32_t* sink) {
 int64_t peak(Peak kind, int64_t rounds, uint32_t* sink) {
   const int64_t per_round = 2 * kAccumulators * kLanes;
   if (kind == Peak::Int8) {
+#if defined(JINN_AMX)
+    return amx_peak(rounds, sink);
+#endif
     u32x16 w = set1_bits(0x03030303u);
     keep(w);
     *sink ^= run<i32x16>(rounds, [w](i32x16 sum) { return dot_u8s8(sum, w, 0x05050505u); });

@@ -11,10 +11,10 @@
 namespace jinn {
 namespace {
 
-constexpr int64_t kRowsPerItem = 8;       // rows of a row-wise op that one claim covers
-constexpr int64_t kLinearRows = 64;       // rows of a linear that one claim covers
-constexpr int64_t kClaimsPerThread = 6;   // enough to even out threads that run at different speeds
-constexpr int64_t kAttentionTokens = 16;  // query tokens that one claim covers
+constexpr int64_t kRowsPerItem = kActivationRows;  // rows of a row-wise op that one claim covers
+constexpr int64_t kLinearRows = 64;                // rows of a linear that one claim covers
+constexpr int64_t kClaimsPerThread = 6;            // enough to even out threads that run at different speeds
+constexpr int64_t kAttentionTokens = 16;           // query tokens that one claim covers
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -112,7 +112,7 @@ class RopeTable : public RowWise {
   void rows(const Step& step, int64_t first, int64_t last) const override {
     const size_t n = inv_freq_.size();
     for (int64_t r = first; r < last; ++r) {
-      float* row = reinterpret_cast<float*>(step.buffer(out_buffer_) + r * step.row_bytes(out_buffer_));
+      float* row = reinterpret_cast<float*>(step.buffer(out_buffer_)) + static_cast<size_t>(r) * 2 * n;
       for (size_t i = 0; i < n; ++i) {
         const double angle = static_cast<float>(step.batch.positions[r]) * inv_freq_[i];
         row[i] = static_cast<float>(std::cos(angle)) * attention_factor_;
@@ -368,7 +368,8 @@ std::vector<uint8_t*> Program::lay_out(const BatchView& batch) {
     const int64_t rows = buffer.rows == Rows::Tokens ? batch.num_tokens : batch.num_rows;
     const size_t slot = static_cast<size_t>(buffer.slot);
     if (slot >= slot_bytes.size()) slot_bytes.resize(slot + 1);
-    slot_bytes[slot] = std::max(slot_bytes[slot], static_cast<size_t>(buffer.row_bytes * rows));
+    const int64_t whole_blocks = ceil_div(rows, kActivationRows) * kActivationRows;
+    slot_bytes[slot] = std::max(slot_bytes[slot], static_cast<size_t>(buffer.row_bytes * whole_blocks));
   }
   std::vector<size_t> slot_offset;
   size_t total = 0;

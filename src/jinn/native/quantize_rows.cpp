@@ -13,21 +13,19 @@ void quantize_group(const float* x, int8_t* codes, float& scale, float& scaled_s
   const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
   const i32x16 low_codes = __builtin_convertvector(round_to_integer(low * inverse), i32x16);
   const i32x16 high_codes = __builtin_convertvector(round_to_integer(high * inverse), i32x16);
-  sum = 0;
-  for (int i = 0; i < kLanes; ++i) {
-    codes[i] = static_cast<int8_t>(low_codes[i]);
-    codes[kLanes + i] = static_cast<int8_t>(high_codes[i]);
-    sum += low_codes[i] + high_codes[i];
-  }
+  store_bytes(codes, low_codes);
+  store_bytes(codes + kLanes, high_codes);
+  sum = reduce_add(low_codes + high_codes);
   scale = largest / 127.0f;
   scaled_sum = scale * static_cast<float>(sum);
 }
 
 void quantize_int8(const float* x, Activations out, int64_t row) {
-  int8_t* codes = reinterpret_cast<int8_t*>(out.row(row));
-  for (int64_t group = 0; group < out.cols / kGroup; ++group) {
-    quantize_group(x + group * kGroup, codes + group * kGroup, out.scales(row)[group], out.scaled_sums(row)[group],
-                   out.sums(row)[group]);
+  int8_t* codes = reinterpret_cast<int8_t*>(out.codes(row));
+  for (int64_t g = 0; g < out.cols / kGroup; ++g) {
+    const int64_t at = g * kActivationRows;
+    quantize_group(x + g * kGroup, codes + g * kGroup, out.scales(row)[at], out.scaled_sums(row)[at],
+                   out.sums(row)[at]);
   }
 }
 

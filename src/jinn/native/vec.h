@@ -45,11 +45,21 @@ JINN_INLINE void store(float* to, f32x16 v) { std::memcpy(to, &v, sizeof(v)); }
 
 // The first `count` lanes; the rest are zero.
 JINN_INLINE f32x16 load_part(const float* from, int count) {
+#if defined(JINN_AVX512)
+  return (f32x16)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+#else
   f32x16 v{};
-  std::memcpy(&v, from, sizeof(float) * count);
+  std::memcpy(&v, from, sizeof(float) * static_cast<size_t>(count));
   return v;
+#endif
 }
-JINN_INLINE void store_part(float* to, f32x16 v, int count) { std::memcpy(to, &v, sizeof(float) * count); }
+JINN_INLINE void store_part(float* to, f32x16 v, int count) {
+#if defined(JINN_AVX512)
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+#else
+  std::memcpy(to, &v, sizeof(float) * static_cast<size_t>(count));
+#endif
+}
 
 JINN_INLINE f32x16 to_float(i32x16 v) { return __builtin_convertvector(v, f32x16); }
 
@@ -73,21 +83,45 @@ JINN_INLINE i32x16 lanes_below(int count) {
 
 // The tree is fixed: lane i with lane i + 8, then + 4, + 2, + 1.
 JINN_INLINE float reduce_add(f32x16 v) {
+#if defined(JINN_AVX512)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
   float x[kLanes];
   std::memcpy(x, &v, sizeof(x));
   for (int width = 8; width > 0; width /= 2) {
     for (int i = 0; i < width; ++i) x[i] += x[i + width];
   }
   return x[0];
+#endif
 }
 
 JINN_INLINE float reduce_max(f32x16 v) {
-  float x[kLanes];
-  std::memcpy(x, &v, sizeof(x));
-  for (int width = 8; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) x[i] = x[i] > x[i + width] ? x[i] : x[i + width];
-  }
-  return x[0];
+#if defined(JINN_AVX512)
+  return _mm512_reduce_max_ps((__m512)v);
+#else
+  float largest = v[0];
+  for (int i = 1; i < kLanes; ++i) largest = v[i] > largest ? v[i] : largest;
+  return largest;
+#endif
+}
+
+JINN_INLINE int32_t reduce_add(i32x16 v) {
+#if defined(JINN_AVX512)
+  return _mm512_reduce_add_epi32((__m512i)v);
+#else
+  int32_t sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += v[i];
+  return sum;
+#endif
+}
+
+// Sixteen numbers that fit into bytes.
+JINN_INLINE void store_bytes(int8_t* to, i32x16 v) {
+#if defined(JINN_AVX512)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)v));
+#else
+  for (int i = 0; i < kLanes; ++i) to[i] = static_cast<int8_t>(v[i]);
+#endif
 }
 
 // Sums of four products per lane: unsigned bytes of `w` with the four signed bytes of `a`.
