@@ -12,22 +12,22 @@ from fakes import ByteTokenizer, FakeEngine, encode_chat
 
 from jinn.server.app import create_app
 from jinn.server.config import ServerConfig
-from jinn.server.listener import bind, listen
+from jinn.server.listener import listen
 from jinn.server.logs import configure_logging
+from jinn.server.serve import bind
 from jinn.server.service import Service
 
 
-async def main() -> int:
+async def main() -> None:
     configure_logging("info")
     engine = FakeEngine(step_seconds=0.02)
     config = ServerConfig(drain_seconds=float(sys.argv[1]))
     service = Service(config, engine, ByteTokenizer(), encode_chat, file_name="tiny.gguf")
     listener = bind("127.0.0.1", 0)
     print(listener.getsockname()[1], flush=True)
-    status = await listen(create_app(service), service, listener)
+    await listen(create_app(service), service, listener)
     print(f"running={len(engine.running)} tasks={len(asyncio.all_tasks()) - 1}", flush=True)
-    return status
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    asyncio.run(main())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from jinn.engine.client import Sink
 from jinn.engine.messages import (
     Abort,
     EngineStats,
@@ -16,7 +17,6 @@ from jinn.engine.messages import (
     TokenLogprobs,
     TokenOutput,
 )
-from jinn.server.interfaces import EngineOutput
 
 EOS = 256
 VOCAB_SIZE = 300
@@ -76,7 +76,7 @@ class FakeEngine:
             num_generation_tokens=self.num_generation_tokens,
         )
 
-    def submit(self, request: Submit, sink: Callable[[EngineOutput], None]) -> None:
+    def submit(self, request: Submit, sink: Sink) -> None:
         self.submitted.append(request)
         sink(Prefilling(request.request_id, 0, len(request.prompt_ids)))
         for index in range(request.sampling.n):
@@ -125,7 +125,7 @@ class FakeEngine:
 
 
 class _Running:
-    def __init__(self, request: Submit, index: int, sink: Callable[[EngineOutput], None]) -> None:
+    def __init__(self, request: Submit, index: int, sink: Sink) -> None:
         self.request = request
         self.index = index
         self.sink = sink

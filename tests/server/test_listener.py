@@ -22,7 +22,7 @@ import uvicorn
 
 from jinn.server.app import App, create_app
 from jinn.server.config import ServerConfig
-from jinn.server.listener import bind
+from jinn.server.serve import bind
 from jinn.server.service import Service
 
 from .conftest import chat_body

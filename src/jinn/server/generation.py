@@ -10,11 +10,12 @@ from functools import partial
 
 from starlette.requests import Request
 
+from jinn.engine.client import EngineOutput
 from jinn.engine.messages import Abort, FinishReason, SamplingParams, Submit, TokenOutput
 from jinn.engine.messages import Failed as EngineFailed
 from jinn.server import errors
 from jinn.server.choice import Choice, Delta
-from jinn.server.interfaces import Engine, EngineOutput
+from jinn.server.interfaces import Engine
 from jinn.server.metrics import Metrics
 from jinn.text.tokenizer import Tokenizer
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
-from jinn.engine.messages import Abort, EngineStats, Failed, Prefilling, Ready, Submit, TokenOutput
-
-EngineOutput = TokenOutput | Prefilling | Failed
+from jinn.engine.client import Sink
+from jinn.engine.messages import Abort, EngineStats, Ready, Submit
 
 
 class Engine(Protocol):
@@ -23,7 +21,7 @@ class Engine(Protocol):
         """Wait until requests can be taken. Raises RuntimeError if the engine could not start."""
         ...
 
-    def submit(self, request: Submit, sink: Callable[[EngineOutput], None]) -> None:
+    def submit(self, request: Submit, sink: Sink) -> None:
         """Start a request. `sink` is called in the event loop, in order, until every choice has finished."""
         ...
 

@@ -1,4 +1,4 @@
-"""The listening socket, and uvicorn on top of it until a signal ends it."""
+"""uvicorn on a listening socket, until a signal ends it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,11 @@ from collections.abc import Generator
 import uvicorn
 
 from jinn.server.app import App
-from jinn.server.limits import WRITE_SECONDS
 from jinn.server.service import Service
 
 logger = logging.getLogger("jinn.server")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that already queues connections. Raises OSError where the address is taken or unknown."""
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.create_server(address[:2], family=family, backlog=1024)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        # Connections inherit it: the kernel drops a client that has read nothing for so long.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(WRITE_SECONDS * 1000))
-    return listener
 
 
 class _Server(uvicorn.Server):
@@ -38,10 +27,10 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def listen(app: App, service: Service, listener: socket.socket) -> int:
-    """Serve until a signal, drain, and return the exit status: 0, or 1 where the engine could not start.
+async def listen(app: App, service: Service, listener: socket.socket) -> None:
+    """Serve until a signal, and drain. A second signal cuts the requests that still run.
 
-    A second signal cuts the requests that still run.
+    Raises RuntimeError where the engine could not start.
     """
     server = _Server(
         uvicorn.Config(
@@ -58,18 +47,31 @@ async def listen(app: App, service: Service, listener: socket.socket) -> int:
     )
     is_signalled = _handle_signals(service)
     serving = asyncio.create_task(server.serve([listener]))
-    failed = asyncio.create_task(_engine_failure(service))
+    starting = asyncio.create_task(_start(service))
     signalled = asyncio.create_task(is_signalled.wait())
-    await asyncio.wait((serving, failed, signalled), return_when=asyncio.FIRST_COMPLETED)
-    if signalled.done():
+    try:
+        await _until_first(signalled, serving, starting)
         await service.drain()
-    server.should_exit = True
-    await serving
-    exit_status = int(failed.done())
-    for task in (failed, signalled):
-        task.cancel()
-    await asyncio.gather(failed, signalled, return_exceptions=True)
-    return exit_status
+    finally:
+        server.should_exit = True
+        await serving
+        for task in (starting, signalled):
+            task.cancel()
+        await asyncio.gather(starting, signalled, return_exceptions=True)
+
+
+async def _until_first(signalled: asyncio.Task[bool], *tasks: asyncio.Task[None]) -> None:
+    """Wait for the signal; raises what a task raises before."""
+    pending = {signalled, *tasks}
+    while not signalled.done():
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+
+async def _start(service: Service) -> None:
+    await service.start()
+    logger.info("ready")
 
 
 def _handle_signals(service: Service) -> asyncio.Event:
@@ -85,14 +87,3 @@ def _handle_signals(service: Service) -> asyncio.Event:
     for number in _SIGNALS:
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(on_signal))
     return is_signalled
-
-
-async def _engine_failure(service: Service) -> None:
-    """Returns once the engine has failed to start; never where it has started."""
-    try:
-        await service.start()
-    except RuntimeError as error:
-        logger.error("the engine could not start: %s", error)
-        return
-    logger.info("ready")
-    await asyncio.get_running_loop().create_future()

@@ -1,0 +1,65 @@
+"""`jinn serve`: an engine process and an API in front of it, until a signal.
+
+The engine starts first and loads while this process imports the web stack, so that is imported late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from pathlib import Path
+
+from jinn.engine.client import EngineClient
+from jinn.engine.config import EngineConfig
+from jinn.server.config import ServerConfig
+from jinn.server.limits import WRITE_SECONDS
+from jinn.server.logs import configure_logging
+
+logger = logging.getLogger("jinn.server")
+
+
+def serve(config: ServerConfig, engine_config: EngineConfig) -> None:
+    """Serve until SIGTERM or SIGINT, and then until the running requests have ended.
+
+    Raises OSError where the address is taken, ValueError where the model's tokenizer or template is bad, and
+    EngineError where the engine cannot start.
+    """
+    configure_logging(config.log_level)
+    asyncio.run(_serve(config, engine_config))
+
+
+async def _serve(config: ServerConfig, engine_config: EngineConfig) -> None:
+    listener = bind(config.host, config.port)
+    engine = EngineClient(engine_config)
+    await engine.start()
+    try:
+        from jinn.frontend import load_frontend
+        from jinn.server.app import create_app
+        from jinn.server.listener import listen
+        from jinn.server.service import Service
+
+        frontend = load_frontend(engine_config.model, config.chat_template)
+        service = Service(
+            config,
+            engine,
+            frontend.tokenizer,
+            frontend.encode_chat,
+            file_name=Path(engine_config.model).resolve().name,
+            sampling_defaults=frontend.sampling_defaults,
+        )
+        logger.info("listening on http://%s:%d", *listener.getsockname()[:2])
+        await listen(create_app(service), service, listener)
+    finally:
+        listener.close()
+        await engine.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that already queues connections. Raises OSError where the address is taken or unknown."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.create_server(address[:2], family=family, backlog=1024)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Connections inherit it: the kernel drops a client that has read nothing for so long.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(WRITE_SECONDS * 1000))
+    return listener
