@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from jinn.engine.cache import BlockCache, IntegrityError
 from jinn.engine.config import EngineConfig, ModelInfo
@@ -24,13 +25,14 @@ from jinn.engine.messages import (
 from jinn.engine.sampler import SampledToken
 from jinn.engine.scheduler import Chunk, Scheduler, SchedulerConfig
 from jinn.engine.sequence import Sequence
-from jinn.ops.protocol import Batch
+from jinn.ops.protocol import Batch, IntArray
 
 if TYPE_CHECKING:
     from jinn.engine.runner import Runner
 
 logger = logging.getLogger(__name__)
 
+_SCRATCH_TENANT = ""  # of tables that are never committed
 _MIN_TIMED_TOKENS = 16  # a step with fewer prompt tokens says little of the speed of prefill
 
 
@@ -128,6 +130,35 @@ class Engine:
                 )
         self._num_steps += bool(chunks)
         return StepOutput(tuple(outputs), tuple(prefilling), self.stats)
+
+    def logits(self, token_ids: IntArray) -> npt.NDArray[np.float32]:
+        """The raw logits after each token, float32 [len(token_ids), vocab_size], on blocks of its own.
+
+        Cached prefixes are neither read nor added to. Raises ValueError where too few blocks are free.
+        """
+        table = self._cache.acquire(_SCRATCH_TENANT, token_ids[:0])
+        try:
+            if not self._cache.allocate(table, len(token_ids)):
+                raise ValueError(f"{len(token_ids)} tokens need more cache blocks than are free")
+            return self._compute_logits(token_ids, table.blocks)
+        finally:
+            self._cache.release(table, keep=False)
+
+    def _compute_logits(self, token_ids: IntArray, blocks: IntArray) -> npt.NDArray[np.float32]:
+        num_tokens, max_num_tokens = len(token_ids), self._scheduler.config.max_num_batched_tokens
+        logits = np.empty((num_tokens, self._runner.vocab_size), np.float32)
+        for start in range(0, num_tokens, max_num_tokens):
+            stop = min(start + max_num_tokens, num_tokens)
+            batch = Batch(
+                token_ids[start:stop],
+                positions=np.arange(start, stop, dtype=np.int32),
+                query_start=np.array([0, stop - start], np.int32),
+                context_lens=np.array([stop], np.int32),
+                block_tables=blocks[None, :],
+                logit_rows=np.arange(stop - start, dtype=np.int32),
+            )
+            logits[start:stop] = self._runner.logits(batch)
+        return logits
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless every block is accounted for."""

@@ -1,0 +1,61 @@
+"""What stands between text and an engine: a model's tokenizer, chat template and sampling defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinn.engine.messages import SamplingParams
+from jinn.models.fields import ConfigError
+from jinn.models.generation import generation_defaults
+from jinn.text.template import ChatTemplate, encode_chat
+from jinn.text.tokenizer import Tokenizer
+from jinn.weights.checkpoint import Checkpoint, open_checkpoint
+
+_SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True, slots=True)
+class Frontend:
+    """`template` is None where the model has none."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    sampling_defaults: SamplingParams
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> list[int]:
+        """The ids of a conversation; see `jinn.text.template.encode_chat`."""
+        return encode_chat(self.tokenizer, self.template, messages, **kwargs)
+
+
+def load_frontend(path: str | Path, chat_template: str | Path | None = None) -> Frontend:
+    """Read a model's text side; `chat_template` is a file that takes the place of the model's own.
+
+    Raises ValueError, one line: WeightsError, ConfigError, TemplateError, or what the tokenizer lacks.
+    """
+    with open_checkpoint(path) as checkpoint:
+        tokenizer, template = _text(checkpoint, has_own_template=chat_template is None)
+        defaults = _sampling_defaults(checkpoint)
+    if chat_template is not None:
+        template = ChatTemplate(Path(chat_template).read_text(encoding="utf-8"))
+    return Frontend(tokenizer, template, defaults)
+
+
+def _text(checkpoint: Checkpoint, *, has_own_template: bool) -> tuple[Tokenizer, ChatTemplate | None]:
+    if checkpoint.kind == "gguf":
+        metadata = checkpoint.config_source
+        template = ChatTemplate.from_gguf(metadata) if has_own_template else None
+        return Tokenizer.from_gguf(metadata), template
+    template = ChatTemplate.from_folder(checkpoint.path) if has_own_template else None
+    return Tokenizer.from_folder(checkpoint.path), template
+
+
+def _sampling_defaults(checkpoint: Checkpoint) -> SamplingParams:
+    defaults = generation_defaults(checkpoint)
+    given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(defaults, name)) is not None}
+    try:
+        return SamplingParams(**given)
+    except ValueError as error:
+        raise ConfigError(f"{checkpoint.path}: generation default {error}") from None
