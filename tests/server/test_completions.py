@@ -175,6 +175,9 @@ async def test_ping_while_the_prompt_is_read(
     response = await client.post(CHAT, json=chat_body(stream=True, max_tokens=2))
     pings = response.text.split("data: ")[0]
     assert pings.count(": ping\n\n") * len(": ping\n\n") == len(pings) > 0
+    engine.step_seconds, engine.prefill_seconds = 0.12, 0.0
+    response = await client.post(CHAT, json=chat_body(stream=True, max_tokens=4))
+    assert ": ping" in response.text.split("data: ")[-4]  # also between late tokens
     engine.prefill_seconds = 0.2
     whole = await client.post(CHAT, json=chat_body(max_tokens=2))
     assert whole.json()["choices"][0]["message"]["content"] == "Pa"

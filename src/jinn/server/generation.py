@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NoReturn
 
 from starlette.requests import Request
 
@@ -75,6 +76,7 @@ class Generation:
         self._inbox: list[tuple[int, EngineOutput]] = []
         self._waiter: asyncio.Future[None] | None = None
         self._failure: Exception | None = None
+        self._ping: asyncio.TimerHandle | None = None
 
     @property
     def usage(self) -> Usage:
@@ -85,29 +87,23 @@ class Generation:
         )
 
     def _start(self) -> None:
+        self._schedule_ping()
         sampling = replace(self.request.sampling, stop=())
         for prompt, prompt_ids in enumerate(self.request.prompts):
             submit = Submit(self._engine_id(prompt), self.request.tenant, prompt_ids, sampling)
             self._engine.submit(submit, partial(self._receive, prompt))
 
     async def deltas(self) -> AsyncIterator[list[Delta]]:
-        """The deltas of each wake-up, until every choice has finished; none in a list means that time passes.
+        """The deltas of each wake-up, until every choice has finished; an empty list every PING_SECONDS.
 
         Raises APIError if the engine fails on the request, ClientGoneError after `cancel()`.
         """
         self._start()
-        loop = asyncio.get_running_loop()
-        deadline = loop.call_later(PING_SECONDS, self._wake)
-        try:
-            while self._num_unfinished:
-                outputs = await self._next_outputs()
-                deltas = self._take(outputs)
-                if deltas or not outputs:
-                    yield deltas
-                if not outputs:
-                    deadline = loop.call_later(PING_SECONDS, self._wake)
-        finally:
-            deadline.cancel()
+        while self._num_unfinished:
+            outputs = await self._next_outputs()
+            deltas = self._take(outputs)
+            if deltas or not outputs:
+                yield deltas
 
     def cancel(self) -> None:
         """The client left: free what the request holds."""
@@ -125,6 +121,8 @@ class Generation:
         if self._num_unfinished and self._failure is None:
             self._failure = ClientGoneError()
             self._abort_unfinished()
+        if self._ping is not None:
+            self._ping.cancel()
         self._timer.finish()
         is_gone = isinstance(self._failure, ClientGoneError)
         for _ in range(self._num_unfinished):
@@ -136,6 +134,13 @@ class Generation:
     def _receive(self, prompt: int, output: EngineOutput) -> None:
         self._inbox.append((prompt, output))
         self._wake()
+
+    def _schedule_ping(self) -> None:
+        self._ping = asyncio.get_running_loop().call_later(PING_SECONDS, self._wake_to_ping)
+
+    def _wake_to_ping(self) -> None:
+        self._wake()
+        self._schedule_ping()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -174,14 +179,14 @@ class Generation:
         self._cached_tokens[prompt] = max(self._cached_tokens[prompt], output.num_cached_tokens)
         self._timer.tokens_arrived(choice.index, len(output.token_ids))
         delta = choice.take(output)
-        if choice.is_finished:
+        if delta is not None and delta.finish_reason is not None:
             self._num_unfinished -= 1
-            self._metrics.count_finish((delta and delta.finish_reason) or "stop")
+            self._metrics.count_finish(delta.finish_reason)
             if output.finish_reason is None:
                 self._engine.abort(Abort(self._engine_id(prompt), output.index))
         return delta
 
-    def _raise_output_error(self, output: TokenOutput) -> None:
+    def _raise_output_error(self, output: TokenOutput) -> NoReturn:
         logger.error(
             "generation failed: %s",
             output.error or output.finish_reason,
@@ -189,7 +194,7 @@ class Generation:
         )
         self._raise(errors.internal_error())
 
-    def _raise(self, error: Exception) -> None:
+    def _raise(self, error: Exception) -> NoReturn:
         self.fail(error)
         raise error
 
