@@ -1,10 +1,11 @@
 """A model that is only its cache: each slot remembers, as read back from the blocks, all that came before it.
 
-A wrong block, a forgotten copy or a block given to two sequences changes what follows, as it would in a real model.
+A wrong block, a forgotten copy or a block given to two sequences changes what follows, as in a real model.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from jinn.engine.config import EngineConfig, ModelInfo
 from jinn.engine.engine import Engine
-from jinn.engine.messages import StepOutput, Submit, TokenOutput
+from jinn.engine.messages import Abort, FinishReason, SamplingParams, StepOutput, Submit, TokenOutput
 from jinn.engine.sampler import SampledToken, SampleRow, sample
 from jinn.ops.protocol import Batch
 
@@ -89,10 +90,28 @@ class FakeRunner:
         return ((line >> np.uint64(40)).astype(np.float32) / np.float32(2**21)) - np.float32(4)
 
 
+class PoisonedBlocks(list[int]):
+    """Free blocks, whose contents are overwritten so that reading one shows."""
+
+    def __init__(self, blocks: list[int], slots: npt.NDArray[np.uint64]) -> None:
+        super().__init__(blocks)
+        self._slots = slots
+
+    def append(self, block: int) -> None:
+        self._slots[block] = 0xDEAD
+        super().append(block)
+
+    def extend(self, blocks: list[int]) -> None:
+        for block in blocks:
+            self.append(block)
+
+
 def make_engine(runner: FakeRunner, **settings: object) -> Engine:
     settings = {"max_model_len": min(64, runner.num_blocks * runner.block_size), **settings}
     info = ModelInfo(max_model_len=1 << 20, eos_token_ids=(EOS,), system_fingerprint="fake")
-    return Engine(runner, info, EngineConfig(model="fake", **settings))
+    engine = Engine(runner, info, EngineConfig(model="fake", **settings))
+    engine._cache._free = PoisonedBlocks(engine._cache._free, runner.slots)
+    return engine
 
 
 def run(engine: Engine, max_steps: int = 10_000) -> list[StepOutput]:
@@ -115,7 +134,7 @@ def collect(steps: list[StepOutput]) -> dict[tuple[str, int], list[TokenOutput]]
 
 
 def answer(outputs: list[TokenOutput]) -> tuple[object, ...]:
-    """What a client sees of one choice: ids, float bits of the log-probabilities, the reason it ended, its error."""
+    """What a client sees of one choice: ids, float bits of the log-probabilities, why it ended, its error."""
     ids = tuple(token_id for output in outputs for token_id in output.token_ids)
     logprobs = tuple(
         (entry.logprob.hex(), tuple((i, value.hex()) for i, value in entry.top))
@@ -132,3 +151,57 @@ def solo(request: Submit, index: int = 0, **runner_settings: object) -> tuple[ob
     engine = make_engine(FakeRunner(64, 16, **runner_settings))
     engine.submit(Submit("solo", "solo", request.prompt_ids, sampling))
     return answer(collect(run(engine))["solo", 0])
+
+
+def random_requests(rng: random.Random, count: int, vocab_size: int = 23) -> list[Submit]:
+    """Requests of two tenants that share prefixes of every length, among themselves and with each other."""
+    family = [[rng.randrange(1, vocab_size) for _ in range(30)] for _ in range(2)]
+    requests = []
+    for number in range(count):
+        prefix = rng.choice(family)[: rng.randrange(30)]
+        prompt_ids = (*prefix, *(rng.randrange(1, vocab_size) for _ in range(rng.randrange(1, 6))))
+        sampling = SamplingParams(
+            n=rng.choice([1, 1, 1, 2, 4]),
+            max_tokens=rng.randrange(1, 20),
+            min_tokens=rng.choice([0, 0, 5]),
+            temperature=rng.choice([0.0, 0.5, 1.5]),
+            top_k=rng.choice([0, 5]),
+            top_p=rng.choice([1.0, 0.8]),
+            repetition_penalty=rng.choice([1.0, 1.0, 1.3]),
+            frequency_penalty=rng.choice([0.0, 0.0, 0.5]),
+            logprobs=rng.choice([None, 0, 2]),
+            stop_token_ids=rng.choice([(), (3,)]),
+            ignore_eos=rng.random() < 0.3,
+            seed=rng.randrange(1000),
+        )
+        requests.append(Submit(f"r{number}", f"tenant-{number % 2}", prompt_ids, sampling))
+    return requests
+
+
+def run_schedule(engine: Engine, requests: list[Submit], rng: random.Random) -> dict[tuple[str, int], object]:
+    """Submit, abort and step in random order; the answers of all choices."""
+    waiting, live, steps = list(requests), [], []
+    while waiting or engine.has_work:
+        if waiting and rng.random() < 0.4:
+            live.append(waiting.pop(0))
+            engine.submit(live[-1])
+        if live and rng.random() < 0.03:
+            victim = rng.choice(live)
+            engine.abort(Abort(victim.request_id, rng.choice([None, 0])))
+        steps.append(engine.step())
+        engine.check_integrity()
+    return {key: answer(outputs) for key, outputs in collect(steps).items()}
+
+
+def check_against_solo(requests: list[Submit], answers: dict[tuple[str, int], object]) -> None:
+    """Every choice has ended, and says what it says alone; one that was aborted, the beginning of it."""
+    for request in requests:
+        for index in range(request.sampling.n):
+            ids, logprobs, reason, error = answers[request.request_id, index]
+            solo_ids, solo_logprobs, solo_reason, solo_error = solo(request, index)
+            if reason is FinishReason.ABORT:
+                solo_ids, solo_logprobs = solo_ids[: len(ids)], solo_logprobs[: len(logprobs)]
+                solo_reason, solo_error = FinishReason.ABORT, None
+            assert (ids, logprobs, reason, error) == (solo_ids, solo_logprobs, solo_reason, solo_error), (
+                request
+            )

@@ -80,7 +80,7 @@ class SamplingParams:
 
 
 def check_range(name: str, value: float | None, low: float, high: float) -> None:
-    """Raise ValueError naming the field unless `value` is None or from `low` to `high`, an int if `low` is."""
+    """Raise ValueError naming the field unless `value` is None or from `low` to `high`; ints if `low` is."""
     if value is None:
         return
     if type(value) not in ((int,) if isinstance(low, int) else (int, float)):

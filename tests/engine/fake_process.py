@@ -1,0 +1,33 @@
+"""The engine process on a fake model named for what it does: `python fake_process.py FD CONFIG`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from fake_runner import EOS, FakeRunner
+
+from jinn.engine.config import EngineConfig, ModelInfo
+from jinn.engine.process import Progress, main
+
+
+class SlowRunner(FakeRunner):
+    def step(self, batch, rows):
+        time.sleep(0.01)
+        return super().step(batch, rows)
+
+
+def load_runner(config: EngineConfig, progress: Progress) -> tuple[FakeRunner, ModelInfo]:
+    for loaded in range(0, 1001, 100):
+        progress(loaded, 1000)
+    if config.model == "fails":
+        raise ValueError("no such model")
+    if config.model == "dies":
+        os._exit(3)
+    runner = (SlowRunner if config.model == "slow" else FakeRunner)(4096, 32)
+    return runner, ModelInfo(4096 * 32, (EOS,), "fake", ("a note",))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], load_runner))
