@@ -76,14 +76,17 @@ void store_position(uint8_t* head, const KVLayer& layer, int at, const float* k,
 }
 
 template <class Word>
-void store_sequence(const KVCache& cache, int layer, int kv_head, const SequenceView& sequence, Matrix k, Matrix v) {
+void store_tokens(const KVCache& cache, int layer, const SequenceView& sequence, Matrix k, Matrix v, int64_t first,
+                  int64_t last) {
   const KVLayer& l = cache.layer(layer);
-  const int64_t start = sequence.context_len - sequence.num_tokens;
-  for (int64_t i = 0; i < sequence.num_tokens; ++i) {
-    const int64_t position = start + i, token = sequence.first_token + i;
-    uint8_t* head = cache.head(layer, sequence.block_table[position / cache.block_size()], kv_head);
-    store_position<Word>(head, l, static_cast<int>(position % cache.block_size()), k.row(token) + kv_head * l.key_dim,
-                         v.row(token) + kv_head * l.value_dim);
+  const int64_t offset = sequence.context_len - sequence.num_tokens - sequence.first_token;
+  for (int64_t token = first; token < last; ++token) {
+    const int64_t position = token + offset;
+    const int in_block = static_cast<int>(position % cache.block_size());
+    for (int h = 0; h < l.num_kv_heads; ++h) {
+      uint8_t* head = cache.head(layer, sequence.block_table[position / cache.block_size()], h);
+      store_position<Word>(head, l, in_block, k.row(token) + h * l.key_dim, v.row(token) + h * l.value_dim);
+    }
   }
 }
 
@@ -321,14 +324,15 @@ void attend(const AttentionPiece& piece) {
 
 }  // namespace
 
-void store_kv(const KVCache& cache, int layer, int kv_head, const SequenceView& sequence, Matrix k, Matrix v) {
+void store_kv(const KVCache& cache, int layer, const SequenceView& sequence, Matrix k, Matrix v, int64_t first,
+              int64_t last) {
   switch (cache.type()) {
     case CacheType::F32:
-      return store_sequence<WordF32>(cache, layer, kv_head, sequence, k, v);
+      return store_tokens<WordF32>(cache, layer, sequence, k, v, first, last);
     case CacheType::BF16:
-      return store_sequence<WordBF16>(cache, layer, kv_head, sequence, k, v);
+      return store_tokens<WordBF16>(cache, layer, sequence, k, v, first, last);
     case CacheType::Int8:
-      return store_sequence<WordInt8>(cache, layer, kv_head, sequence, k, v);
+      return store_tokens<WordInt8>(cache, layer, sequence, k, v, first, last);
   }
 }
 

@@ -329,6 +329,7 @@ NB_MODULE(_native, m) {
             return p.add_buffer(is_logits ? Rows::Logits : Rows::Tokens, row_bytes, slot);
           },
           "is_logits"_a, "row_bytes"_a, "slot"_a)
+      .def("begin_stage", &Program::begin_stage)
       .def("embed", &Program::embed, "out"_a, "table"_a)
       .def(
           "quantize",

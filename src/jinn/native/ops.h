@@ -13,7 +13,8 @@ void rms_norm(Matrix x, const float* weight, int64_t width, float eps, Matrix ou
 void silu_mul(Matrix gate, Matrix up, Matrix out, int64_t first, int64_t last);
 void add(Matrix a, Matrix b, Matrix out, int64_t first, int64_t last);
 void rope(const Rotation& rotation, Matrix x, Matrix out, int64_t first, int64_t last);
-void store_kv(const KVCache& cache, int layer, int kv_head, const SequenceView& sequence, Matrix k, Matrix v);
+void store_kv(const KVCache& cache, int layer, const SequenceView& sequence, Matrix k, Matrix v, int64_t first,
+              int64_t last);
 void attention(const AttentionPiece& piece);
 bool find_maximum(const float* x, int64_t n, float* maximum);
 float log_sum_exp(const float* x, int64_t n, float maximum);

@@ -21,15 +21,16 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Ops that compute each row by itself.
 class RowWise : public Instruction {
  public:
-  explicit RowWise(int out_buffer) : out_buffer_(out_buffer) {}
-  int64_t num_items(const Step& step) const override { return ceil_div(step.num_rows(out_buffer_), kRowsPerItem); }
+  explicit RowWise(int buffer) : buffer_(buffer) {}
+  int row_buffer() const override { return buffer_; }
+  int64_t num_items(const Step& step) const override { return ceil_div(step.num_rows(buffer_), kRowsPerItem); }
   void run(const Step& step, int64_t item) const override {
-    rows(step, item * kRowsPerItem, std::min(step.num_rows(out_buffer_), (item + 1) * kRowsPerItem));
+    rows(step, item * kRowsPerItem, std::min(step.num_rows(buffer_), (item + 1) * kRowsPerItem));
   }
   virtual void rows(const Step& step, int64_t first, int64_t last) const = 0;
 
  protected:
-  int out_buffer_;
+  int buffer_;
 };
 
 class Embed : public RowWise {
@@ -52,7 +53,7 @@ class Quantize : public RowWise {
       : RowWise(out), x_(x), type_(type), round_to_bf16_(round_to_bf16) {}
   std::string name() const override { return "quantize"; }
   void rows(const Step& step, int64_t first, int64_t last) const override {
-    const Activations out{step.buffer(out_buffer_), step.row_bytes(out_buffer_), x_.cols};
+    const Activations out{step.buffer(buffer_), step.row_bytes(buffer_), x_.cols};
     step.kernels.quantize_rows(type_, round_to_bf16_, step.matrix(x_), out, first, last);
   }
 
@@ -112,7 +113,7 @@ class RopeTable : public RowWise {
   void rows(const Step& step, int64_t first, int64_t last) const override {
     const size_t n = inv_freq_.size();
     for (int64_t r = first; r < last; ++r) {
-      float* row = reinterpret_cast<float*>(step.buffer(out_buffer_)) + static_cast<size_t>(r) * 2 * n;
+      float* row = reinterpret_cast<float*>(step.buffer(buffer_)) + static_cast<size_t>(r) * 2 * n;
       for (size_t i = 0; i < n; ++i) {
         const double angle = static_cast<float>(step.batch.positions[r]) * inv_freq_[i];
         row[i] = static_cast<float>(std::cos(angle)) * attention_factor_;
@@ -227,17 +228,17 @@ class Linear : public Instruction {
   int64_t num_tiles_ = 0;
 };
 
-class StoreKV : public Instruction {
+class StoreKV : public RowWise {
  public:
-  StoreKV(int layer, Operand k, Operand v) : layer_(layer), k_(k), v_(v) {}
+  StoreKV(int layer, Operand k, Operand v) : RowWise(k.buffer), layer_(layer), k_(k), v_(v) {}
   std::string name() const override { return "store_kv"; }
-  int64_t num_items(const Step& step) const override {
-    return step.batch.num_seqs * step.cache.layer(layer_).num_kv_heads;
-  }
-  void run(const Step& step, int64_t item) const override {
-    const int heads = step.cache.layer(layer_).num_kv_heads;
-    step.kernels.store_kv(step.cache, layer_, static_cast<int>(item % heads), step.batch.sequence(item / heads),
-                          step.matrix(k_), step.matrix(v_));
+  void rows(const Step& step, int64_t first, int64_t last) const override {
+    for (int64_t s = 0; s < step.batch.num_seqs; ++s) {
+      const SequenceView sequence = step.batch.sequence(s);
+      const int64_t from = std::max(first, sequence.first_token);
+      const int64_t to = std::min(last, sequence.first_token + sequence.num_tokens);
+      if (from < to) step.kernels.store_kv(step.cache, layer_, sequence, step.matrix(k_), step.matrix(v_), from, to);
+    }
   }
 
  private:
@@ -296,8 +297,17 @@ int Program::add_buffer(Rows rows, int64_t row_bytes, int slot) {
 }
 
 void Program::append(std::unique_ptr<Instruction> instruction) {
-  instructions_.push_back(std::move(instruction));
-  counters_ = std::make_unique<std::atomic<int64_t>[]>(instructions_.size());
+  expect(!stages_.empty(), "[program] expected begin_stage first");
+  auto& stage = stages_.back();
+  const int rows = instruction->row_buffer();
+  if (!stage.empty()) {
+    const int first = stage.front()->row_buffer();
+    expect(rows >= 0 && first >= 0 &&
+               buffers_[static_cast<size_t>(rows)].rows == buffers_[static_cast<size_t>(first)].rows,
+           "[program] a stage of several instructions must be row-wise on one kind of rows");
+  }
+  stage.push_back(std::move(instruction));
+  counters_ = std::make_unique<std::atomic<int64_t>[]>(stages_.size());
 }
 
 void Program::embed(Operand out, std::shared_ptr<PackedTensor> table) {
@@ -314,6 +324,8 @@ void Program::linear(int input_buffer, ActivationType type, std::vector<std::sha
                      std::vector<std::vector<float>> biases, std::vector<Operand> outputs, Operand residual) {
   expect(weights.size() == outputs.size() && weights.size() == biases.size() && !weights.empty(),
          "[linear] expected one output and one bias per weight");
+  expect(activation_stride(type, weights[0]->cols()) <= buffers_[static_cast<size_t>(input_buffer)].row_bytes,
+         "[linear] expected an input as wide as the weights");
   for (size_t w = 0; w < weights.size(); ++w) {
     expect(weights[w]->rows() == outputs[w].cols, "[linear] expected as many output columns as weight rows");
     expect(weights[w]->cols() == weights[0]->cols(), "[linear] expected weights of one input width");
@@ -387,32 +399,36 @@ std::vector<uint8_t*> Program::lay_out(const BatchView& batch) {
   return memory;
 }
 
+void Program::run_stage(size_t stage, const Step& step) {
+  const int64_t items = stages_[stage].front()->num_items(step);
+  for (int64_t item = counters_[stage]++; item < items; item = counters_[stage]++) {
+    for (const auto& instruction : stages_[stage]) instruction->run(step, item);
+  }
+  pool_->barrier();
+}
+
 Matrix Program::run(const BatchView& batch, const KVCache& cache) {
   const Step step(*this, batch, cache, lay_out(batch));
-  for (size_t i = 0; i < instructions_.size(); ++i) counters_[i].store(0, std::memory_order_relaxed);
+  for (size_t i = 0; i < stages_.size(); ++i) counters_[i].store(0, std::memory_order_relaxed);
   pool_->run([&](int) {
-    for (size_t i = 0; i < instructions_.size(); ++i) {
-      const int64_t items = instructions_[i]->num_items(step);
-      for (int64_t item = counters_[i]++; item < items; item = counters_[i]++) instructions_[i]->run(step, item);
-      pool_->barrier();
-    }
+    for (size_t i = 0; i < stages_.size(); ++i) run_stage(i, step);
   });
   return step.matrix(output_);
 }
 
 std::vector<std::pair<std::string, double>> Program::profile(const BatchView& batch, const KVCache& cache) {
   const Step step(*this, batch, cache, lay_out(batch));
-  for (size_t i = 0; i < instructions_.size(); ++i) counters_[i].store(0, std::memory_order_relaxed);
+  for (size_t i = 0; i < stages_.size(); ++i) counters_[i].store(0, std::memory_order_relaxed);
   std::vector<std::pair<std::string, double>> times;
   using Clock = std::chrono::steady_clock;
   pool_->run([&](int thread) {
-    for (size_t i = 0; i < instructions_.size(); ++i) {
+    for (size_t i = 0; i < stages_.size(); ++i) {
       const Clock::time_point start = Clock::now();
-      const int64_t items = instructions_[i]->num_items(step);
-      for (int64_t item = counters_[i]++; item < items; item = counters_[i]++) instructions_[i]->run(step, item);
-      pool_->barrier();
+      run_stage(i, step);
       if (thread > 0) continue;
-      times.emplace_back(instructions_[i]->name(), std::chrono::duration<double>(Clock::now() - start).count());
+      std::string name;
+      for (const auto& instruction : stages_[i]) name += (name.empty() ? "" : " + ") + instruction->name();
+      times.emplace_back(name, std::chrono::duration<double>(Clock::now() - start).count());
     }
   });
   return times;

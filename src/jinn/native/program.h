@@ -1,8 +1,8 @@
 // A recorded model: a list of instructions over planned buffers.
 //
 // Two sizes stay open until a step: the tokens of the batch, and the rows whose logits are wanted. All instructions run
-// in one parallel region. Each says how many items it has for this step; threads claim items from a shared counter, and
-// a barrier ends each instruction.
+// in one parallel region, stage by stage with a barrier between. A stage is one instruction, or several row-wise ones:
+// threads claim items from a shared counter, and run the stage's instructions in order on each.
 #pragma once
 
 #include <atomic>
@@ -47,6 +47,8 @@ class Instruction {
   virtual int64_t num_items(const Step& step) const = 0;
   virtual void run(const Step& step, int64_t item) const = 0;
   virtual std::string name() const = 0;
+  // The buffer whose rows are computed each by itself, 16 to an item; -1 for other instructions.
+  virtual int row_buffer() const { return -1; }
 };
 
 class Program {
@@ -55,6 +57,9 @@ class Program {
 
   // A buffer of `row_bytes` per row. Buffers of one slot share memory, since they are never alive together.
   int add_buffer(Rows rows, int64_t row_bytes, int slot);
+
+  // What follows may run as soon as all before it has.
+  void begin_stage() { stages_.emplace_back(); }
 
   // Operands first, then what else the op takes.
   void embed(Operand out, std::shared_ptr<PackedTensor> table);
@@ -74,7 +79,7 @@ class Program {
 
   // Runs the batch; the result [num_rows, output cols] stays valid until the next run.
   Matrix run(const BatchView& batch, const KVCache& cache);
-  // Seconds per instruction of one run, single steps timed on thread 0: (name, seconds).
+  // Names and seconds of each stage of one run, as thread 0 sees it.
   std::vector<std::pair<std::string, double>> profile(const BatchView& batch, const KVCache& cache);
 
   ThreadPool& pool() const { return *pool_; }
@@ -89,13 +94,14 @@ class Program {
   };
 
   void append(std::unique_ptr<Instruction> instruction);
+  void run_stage(size_t stage, const Step& step);
   std::vector<uint8_t*> lay_out(const BatchView& batch);
   Rows rows_of(const Operand& operand) const { return buffers_[static_cast<size_t>(operand.buffer)].rows; }
 
   std::shared_ptr<ThreadPool> pool_;
   const Kernels& kernels_;
   std::vector<Buffer> buffers_;
-  std::vector<std::unique_ptr<Instruction>> instructions_;
+  std::vector<std::vector<std::unique_ptr<Instruction>>> stages_;
   std::unique_ptr<std::atomic<int64_t>[]> counters_;
   Operand output_;
   struct Free {

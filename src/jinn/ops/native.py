@@ -18,6 +18,9 @@ from jinn.models.model import Model
 from jinn.ops.protocol import Context, KVSpec, Rope
 
 FLOAT_FORMATS = ("F32", "F16", "BF16")
+ROW_WISE = {
+    "embed", "quantize", "add", "silu_mul", "rms_norm", "rope_table", "rope", "store_kv", "select_rows",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,18 +178,39 @@ def fuse(instructions: Sequence[Instruction]) -> list[Instruction]:
     return [ins for ins in fused if ins is not None]
 
 
+def stages(instructions: Sequence[Instruction]) -> list[list[Instruction]]:
+    """Runs of instructions that need no barrier between them.
+
+    Row-wise instructions on the same kind of rows run one after another on a few rows at a time; anything else has a
+    stage to itself.
+    """
+    runs: list[list[Instruction]] = []
+    last_kind = None
+    for instruction in instructions:
+        is_logits = (instruction.outputs or instruction.inputs)[0].buffer.is_logits
+        kind = is_logits if instruction.name in ROW_WISE else None
+        if kind is None or kind != last_kind:
+            runs.append([])
+        runs[-1].append(instruction)
+        last_kind = kind
+    return runs
+
+
 def plan_slots(instructions: Sequence[Instruction], output: SymbolicValue) -> dict[Buffer, int]:
-    """A slot of memory for each buffer: buffers that are never alive together may share one."""
-    last_use = {value.buffer: i for i, ins in enumerate(instructions) for value in ins.inputs + ins.outputs}
-    last_use[output.buffer] = len(instructions)
+    """A slot of memory for each buffer: buffers that are never alive in the same stage may share one."""
+    runs = stages(instructions)
+    last_use = {
+        value.buffer: i for i, run in enumerate(runs) for ins in run for value in ins.inputs + ins.outputs
+    }
+    last_use[output.buffer] = len(runs)
     slots: dict[Buffer, int] = {}
     sizes: list[tuple[bool, int]] = []
     free: list[int] = []
-    for index, instruction in enumerate(instructions):
-        for value in instruction.outputs:
+    for index, run in enumerate(runs):
+        for value in (value for ins in run for value in ins.outputs):
             if value.buffer not in slots:
                 slots[value.buffer] = _take_slot(value.buffer, free, sizes)
-        touched = dict.fromkeys(value.buffer for value in instruction.inputs + instruction.outputs)
+        touched = dict.fromkeys(value.buffer for ins in run for value in ins.inputs + ins.outputs)
         free.extend(slots[buffer] for buffer in touched if last_use[buffer] == index)
     return slots
 
@@ -223,8 +247,10 @@ def compile_program(
     def operand(value: SymbolicValue) -> _native.Operand:
         return _native.Operand(buffer_of(value), value.first_col, value.cols)
 
-    for instruction in instructions:
-        _emit(program, instruction, operand, buffer_of)
+    for run in stages(instructions):
+        program.begin_stage()
+        for instruction in run:
+            _emit(program, instruction, operand, buffer_of)
     program.set_output(operand(output))
     return program
 
