@@ -9,7 +9,7 @@ TOLERANCE = 1e-5
 
 
 def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float = TOLERANCE) -> None:
-    """Raise AssertionError unless each row's largest error is at most `tolerance` times its largest number."""
+    """Raise AssertionError unless no error of a row exceeds `tolerance` times the row's largest number."""
     assert actual.shape == expected.shape, f"shape {actual.shape}, not {expected.shape}"
     assert np.isfinite(expected).all(), "the expected values are not finite"
     assert np.isfinite(actual).all(), f"not finite in rows {_rows(~np.isfinite(actual))}"

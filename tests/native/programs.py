@@ -44,7 +44,7 @@ def columns(value: SymbolicValue, first_col: int, cols: int) -> SymbolicValue:
 
 
 def one_sequence(token_ids: Sequence[int], context_len: int = 0, block_size: int = 16) -> Batch:
-    """A batch of one sequence that ends at `context_len` (0: which is all of the context); all rows wanted."""
+    """A batch of one sequence whose context ends at `context_len` (0: with its tokens); all rows wanted."""
     return packed_sequences([(token_ids, context_len or len(token_ids))], block_size)
 
 

@@ -82,7 +82,7 @@ def test_a_pack_takes_at_most_two_percent_more_than_the_file(name, rows, cols):
 
 
 def test_an_unknown_format_is_refused_by_name():
-    with pytest.raises(ValueError, match="IQ9_X is not supported; supported are .*Q4_1"):
+    with pytest.raises(ValueError, match=r"IQ9_X is not supported; supported are .*Q4_1"):
         _native.pack(POOLS[1], np.zeros(64, np.uint8), "IQ9_X", 1, 64)
 
 

@@ -1,4 +1,4 @@
-"""Runs a model with the definition of each op, in torch and float32: slow, and what kernels are compared with.
+"""Runs a model with the definition of each op, in torch and float32: slow, and the measure of the kernels.
 
 Needs torch, so nothing imports this module unless asked for.
 """

@@ -91,7 +91,8 @@ std::vector<int32_t> nucleus(const std::vector<int32_t>& ids, const float* weigh
 
 int32_t draw(const Kernels& kernels, const float* x, int64_t vocab_size, float maximum, const SampleRequest& request) {
   std::vector<float> weights(static_cast<size_t>(vocab_size));
-  kernels.exp_scaled(x, vocab_size, maximum, 1.0f / request.temperature, weights.data());
+  const float temperature = std::max(request.temperature, std::numeric_limits<float>::min());  // a finite inverse
+  kernels.exp_scaled(x, vocab_size, maximum, 1.0f / temperature, weights.data());
   std::vector<int32_t> ids;
   if (request.top_k > 0 && request.top_k < vocab_size) {
     ids = top_ids(x, vocab_size, static_cast<size_t>(request.top_k));

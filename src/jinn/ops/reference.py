@@ -144,7 +144,8 @@ def int8_groups(x: Tensor) -> Tensor:
 def _int8(x: Tensor) -> Tensor:
     """Rounded along the last axis: scale = max|x| / 127, code = round(x * (127 / max|x|)), ties to even."""
     largest = x.abs().amax(-1, keepdim=True)
-    inverse = torch.where(largest > 0, 127.0 / largest, torch.zeros_like(largest))
+    quotient = torch.full_like(largest, 127.0) / largest  # 127.0 / largest would multiply by a reciprocal
+    inverse = torch.where(largest > 0, quotient, torch.zeros_like(largest))
     return (x * inverse).round() * (largest / 127.0)
 
 
