@@ -1,0 +1,42 @@
+"""`jinn pull`, `jinn list` and `jinn rm`: the models on this machine."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from jinn.cli.options import format_size
+from jinn.cli.progress import progress_bar
+
+NameArgument = Annotated[str, typer.Argument(help="hf:owner/name[:file][@revision], or a short name.")]
+
+
+def pull(name: NameArgument) -> None:
+    """Download a model, going on where an earlier download stopped."""
+    from jinn.weights.hub import pull as pull_model
+
+    with progress_bar(name, is_bytes=True) as update:
+        model = pull_model(name, lambda file, done, total: update(done, total))
+    print(f"{model.name} {model.revision[:12]} {format_size(model.size)} {model.path}")
+
+
+def list_() -> None:
+    """List the models that were pulled."""
+    from jinn.weights.model_store import list_models
+
+    models = list_models()
+    width = max((len(model.name) for model in models), default=0)
+    for model in models:
+        print(f"{model.name:<{width}}  {format_size(model.size):>9}  {model.revision[:12]}")
+    if not models:
+        print("no models are pulled", file=sys.stderr)
+
+
+def rm(name: NameArgument) -> None:
+    """Delete a model that was pulled."""
+    from jinn.weights.model_store import remove_model
+
+    remove_model(name)
+    print(f"{name} is removed")

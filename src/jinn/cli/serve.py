@@ -1,0 +1,140 @@
+"""`jinn serve`: settings from flags and a TOML file, then the server."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
+
+from jinn.cli.options import DEFAULTS, ModelArgument, ThreadsOption, parse_size, read_text
+from jinn.engine.config import EngineConfig
+from jinn.server.config import ServerConfig
+
+_ENGINE_SETTINGS = {field.name for field in fields(EngineConfig)}
+_SERVER_SETTINGS = {field.name for field in fields(ServerConfig)}
+_SIZES = ("cache_memory", "tenant_cache_memory")
+
+
+def _count(name: str, help_text: str) -> Any:
+    return typer.Option(metavar="N", help=help_text, show_default=str(DEFAULTS[name]))
+
+
+def serve(
+    model: ModelArgument = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on.", show_default=DEFAULTS["host"])
+    ] = None,
+    port: Annotated[int | None, _count("port", "Port to listen on; 0 takes a free one.")] = None,
+    threads: ThreadsOption = None,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Tokens of prompt and answer together.", show_default="the model's limit"
+        ),
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, _count("max_num_seqs", "Sequences that run at the same time.")
+    ] = None,
+    max_num_batched_tokens: Annotated[
+        int | None, _count("max_num_batched_tokens", "Tokens of one step.")
+    ] = None,
+    cache_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory for keys and values, such as 2GiB.", show_default="2GiB"),
+    ] = None,
+    kv_cache_dtype: Annotated[
+        str | None, typer.Option(help="bf16, int8 or f32.", show_default=DEFAULTS["kv_cache_dtype"])
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="The key that clients must send.", show_default="none is needed")
+    ] = None,
+    served_model_name: Annotated[
+        str | None, typer.Option(help="The model's name in the API.", show_default="the file's")
+    ] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="A Jinja file to use instead of the model's own.", show_default=False
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A TOML file of these settings; flags go first.", show_default=False
+        ),
+    ] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option(help="debug, info, warning or error.", show_default=DEFAULTS["log_level"]),
+    ] = None,
+) -> None:
+    """Serve a model over the OpenAI API."""
+    flags = {
+        "model": model,
+        "host": host,
+        "port": port,
+        "threads": threads,
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "cache_memory": cache_memory,
+        "kv_cache_dtype": kv_cache_dtype,
+        "api_key": api_key,
+        "served_model_name": served_model_name,
+        "chat_template": chat_template,
+        "log_level": log_level,
+    }
+    settings = read_settings(config) if config else {}
+    settings.update({name: value for name, value in flags.items() if value is not None})
+    server_config, engine_config = make_configs(settings)
+    from jinn.engine.client import EngineError
+    from jinn.server.serve import serve as serve_until_signalled
+
+    try:
+        serve_until_signalled(server_config, engine_config)
+    except EngineError as error:
+        raise ValueError(str(error)) from None
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a TOML file, under their flags' names. Raises ValueError, also for an unknown one."""
+    import tomllib
+
+    try:
+        settings = tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: {error}") from None
+    settings = {name.replace("-", "_"): value for name, value in settings.items()}
+    known = (_ENGINE_SETTINGS | _SERVER_SETTINGS | {"threads"}) - {"num_threads"}
+    for name, value in settings.items():
+        if name not in known:
+            raise ValueError(f"{path}: unknown setting {name}; known are {', '.join(sorted(known))}")
+        if type(value) not in _types(name):
+            raise ValueError(f"{path}: {name} must not be a {type(value).__name__}")
+    return settings
+
+
+def _types(name: str) -> set[type]:
+    """What a setting may be in TOML, where nothing stands for None and a size may be a string."""
+    hints = get_type_hints(EngineConfig) | get_type_hints(ServerConfig)
+    hint = hints["num_threads" if name == "threads" else name]
+    types = {str if get_origin(part) is Literal else part for part in get_args(hint) or (hint,)}
+    return types | ({int} if float in types else set()) | ({str} if name in _SIZES else set())
+
+
+def make_configs(settings: dict[str, Any]) -> tuple[ServerConfig, EngineConfig]:
+    """Both configs. Raises ValueError naming the setting, WeightsError for the model."""
+    from jinn.weights.model_store import resolve_model
+
+    values = dict(settings)
+    if "threads" in values:
+        values["num_threads"] = values.pop("threads")
+    for name in _SIZES:
+        if isinstance(values.get(name), str):
+            values[name] = parse_size(values[name])
+    server = {name: value for name, value in values.items() if name in _SERVER_SETTINGS}
+    engine = {name: value for name, value in values.items() if name in _ENGINE_SETTINGS}
+    engine["model"] = str(resolve_model(engine.get("model")))
+    return ServerConfig(**server), EngineConfig(**engine)

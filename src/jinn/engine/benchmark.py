@@ -1,0 +1,116 @@
+"""Times a runner as llama-bench does, on random tokens and without scheduler or text, and probes the machine.
+
+Unlike llama-bench's, the times contain the draw of each token, which is greedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from jinn import _native
+from jinn.engine.messages import SamplingParams
+from jinn.engine.runner import Runner
+from jinn.engine.sampler import SampleRow
+from jinn.ops.protocol import Batch, IntArray
+
+_GREEDY = SamplingParams(temperature=0.0)
+_NO_IDS = np.empty(0, np.int32)
+
+_PROBED_BYTES = 2**30  # far more than any processor's cache
+_PROBE_REPEATS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the machine can do: bytes read per second, and operations per second by arithmetic."""
+
+    read_bandwidth: float
+    int8: float
+    bf16: float
+    f32: float
+
+    def seconds(self, operations: Mapping[str, float]) -> float:
+        """The least time that operations take, by arithmetic."""
+        return sum(count / float(getattr(self, kind)) for kind, count in operations.items())
+
+
+def probe(num_threads: int, kernels: _native.Kernels) -> Limits:
+    """Measure the limits; takes about two seconds and 1 GiB of memory."""
+    pool = _native.ThreadPool(num_threads)
+    return Limits(
+        _native.read_bandwidth(pool, kernels, _PROBED_BYTES, _PROBE_REPEATS),
+        *(_native.peak(pool, kernels, kind, _PROBE_REPEATS) for kind in ("int8", "bf16", "f32")),
+    )
+
+
+class Benchmark:
+    """Random prompts for a runner whose cache holds `num_seqs` sequences of `max_len` tokens.
+
+    `chunk_size` is the most tokens of one step.
+    """
+
+    def __init__(self, runner: Runner, num_seqs: int, max_len: int, chunk_size: int) -> None:
+        blocks_each = num_blocks(1, max_len, runner.block_size)
+        tables = np.arange(num_seqs * blocks_each, dtype=np.int32)
+        self._runner = runner
+        self._block_tables = tables.reshape(num_seqs, blocks_each)
+        self._chunk_size = chunk_size
+        self._rng = np.random.default_rng(0)
+
+    def prefill_seconds(self, num_tokens: int) -> float:
+        """To read a prompt; of its last token the logits are computed, and the next one drawn."""
+        started = perf_counter()
+        self._read_prompt(0, num_tokens)
+        return perf_counter() - started
+
+    def decode_seconds(self, num_seqs: int, num_tokens: int, depth: int) -> float:
+        """To draw `num_tokens` for each of `num_seqs` sequences side by side, of `depth` tokens before."""
+        for sequence in range(num_seqs if depth else 0):
+            self._read_prompt(sequence, depth)
+        token_ids = self._random_ids(num_tokens * num_seqs).reshape(num_tokens, num_seqs)
+        started = perf_counter()
+        for step, ids in enumerate(token_ids):
+            self._decode(ids, depth + step)
+        return perf_counter() - started
+
+    def _read_prompt(self, sequence: int, num_tokens: int) -> None:
+        token_ids = self._random_ids(num_tokens)
+        for start in range(0, num_tokens, self._chunk_size):
+            stop = min(start + self._chunk_size, num_tokens)
+            batch = Batch(
+                token_ids[start:stop],
+                positions=np.arange(start, stop, dtype=np.int32),
+                query_start=np.array([0, stop - start], np.int32),
+                context_lens=np.array([stop], np.int32),
+                block_tables=self._block_tables[sequence : sequence + 1],
+                logit_rows=np.array([stop - start - 1] if stop == num_tokens else [], np.int32),
+            )
+            self._runner.step(batch, [_row(num_tokens)] * len(batch.logit_rows))
+
+    def _decode(self, token_ids: IntArray, position: int) -> None:
+        num_seqs = len(token_ids)
+        batch = Batch(
+            token_ids,
+            positions=np.full(num_seqs, position, np.int32),
+            query_start=np.arange(num_seqs + 1, dtype=np.int32),
+            context_lens=np.full(num_seqs, position + 1, np.int32),
+            block_tables=self._block_tables[:num_seqs],
+            logit_rows=np.arange(num_seqs, dtype=np.int32),
+        )
+        self._runner.step(batch, [_row(position + 1)] * num_seqs)
+
+    def _random_ids(self, count: int) -> IntArray:
+        return self._rng.integers(0, self._runner.vocab_size, count, np.int32)
+
+
+def num_blocks(num_seqs: int, max_len: int, block_size: int) -> int:
+    """Cache blocks for `num_seqs` sequences of `max_len` tokens."""
+    return num_seqs * -(-max_len // block_size)
+
+
+def _row(position: int) -> SampleRow:
+    return SampleRow(_GREEDY, 0, position, _NO_IDS, _NO_IDS)
