@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -79,6 +78,8 @@ def _batch_sizes(text: str) -> tuple[int, ...]:
 
 def measure(path: Path, workload: Workload, threads: int | None) -> dict[str, Any]:
     """Rates in tokens, operations or bytes per second; shares are of 1."""
+    from statistics import median
+
     from jinn import _native, env
     from jinn.engine.benchmark import probe
     from jinn.models.costs import costs

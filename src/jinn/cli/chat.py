@@ -7,15 +7,18 @@ import itertools
 import sys
 from collections.abc import Generator, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jinn.cli.options import MaxTokensOption, ModelArgument, ThreadsOption
 from jinn.cli.progress import Update, progress_bar
+from jinn.engine.messages import SamplingParams
 
 if TYPE_CHECKING:
     from jinn.llm import LLM
+
+_TEMPERATURE = 0.7  # where the model names no way to sample
 
 HELP = "/clear forgets the conversation, /exit ends it; Ctrl-C stops an answer."
 
@@ -24,7 +27,16 @@ _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 
 
 def chat(
-    model: ModelArgument = None, max_tokens: MaxTokensOption = None, threads: ThreadsOption = None
+    model: ModelArgument = None,
+    max_tokens: MaxTokensOption = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            help="0 takes the most likely token each time.",
+            show_default=f"the model's own, or {_TEMPERATURE}",
+        ),
+    ] = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Talk to a model."""
     from jinn.llm import LLM
@@ -33,7 +45,7 @@ def chat(
         llm = LLM(model, threads=threads, progress=on_load)
     if not llm.has_chat_template:
         raise ValueError("this model has no chat template; jinn generate --raw goes without")
-    converse(Conversation(llm, max_tokens))
+    converse(Conversation(llm, max_tokens, temperature))
 
 
 def converse(conversation: Conversation) -> None:
@@ -53,9 +65,14 @@ def converse(conversation: Conversation) -> None:
 class Conversation:
     """What was said so far. Each turn's prompt begins with the one before, which the cache still has."""
 
-    def __init__(self, llm: LLM, max_tokens: int | None = None) -> None:
+    def __init__(self, llm: LLM, max_tokens: int | None = None, temperature: float | None = None) -> None:
         self._llm = llm
-        self._sampling = replace(llm.default_sampling, max_tokens=max_tokens)
+        sampling = replace(llm.default_sampling, max_tokens=max_tokens)
+        if temperature is None and sampling == SamplingParams(max_tokens=max_tokens):
+            temperature = _TEMPERATURE
+        self._sampling = replace(
+            sampling, temperature=sampling.temperature if temperature is None else temperature
+        )
         self.messages: list[dict[str, str]] = []
 
     def clear(self) -> None:

@@ -27,7 +27,7 @@ DEFAULTS: dict[str, Any] = {
 ModelArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]",
+        metavar="MODEL",
         help="A .gguf file, a Hugging Face folder or a pulled name; without one, the packaged SmolLM2-135M.",
         show_default=False,
     ),

@@ -146,18 +146,26 @@ def run(sock: socket.socket, config: EngineConfig, load_runner: LoadRunner) -> i
         try:
             runner, info = load_runner(config, _progress(connection))
             engine = Engine(runner, info, config)
+        except ValueError as error:  # a model or setting that is refused, which the parent tells its user
+            return _fail(connection, error)
+        try:
             connection.send(engine.ready)
             serve(connection, engine)
         except EOFError:
             raise
         except Exception as error:
             logger.exception("the engine cannot go on")
-            connection.send(Failed(str(error) or type(error).__name__))
-            connection.drain()
-            return 1
+            return _fail(connection, error)
     except EOFError:
         logger.info("the process that started the engine is gone")
     return 0
+
+
+def _fail(connection: Connection, error: Exception) -> int:
+    """Tell the parent why this process ends. Returns the exit status."""
+    connection.send(Failed(str(error) or type(error).__name__))
+    connection.drain()
+    return 1
 
 
 def main(arguments: Sequence[str], load_runner: LoadRunner) -> int:
