@@ -192,7 +192,7 @@ def test_no_request_waits_for_more_than_what_came_before_it():
 
 @pytest.mark.parametrize("nan_in", ["prompt", "output"])
 def test_a_nan_ends_its_own_request_only(nan_in):
-    prompt = (1, 2, 3, 4, 22 if nan_in == "prompt" else 5)
+    prompt = (1, 2, 3, 4, *([22] if nan_in == "prompt" else []), *range(5, 21))  # of several chunks
     bias = {} if nan_in == "prompt" else {22: 100.0}
     bad = make_request("bad", prompt, logit_bias=bias)
     neighbours = [make_request(f"n{i}", (1, 2, 3, 4, i), seed=i, logit_bias={22: -100.0}) for i in range(4)]

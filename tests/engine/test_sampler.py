@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jinn.engine.messages import SamplingParams
-from jinn.engine.sampler import SampleRow, adjusted, sample, uniform
+from jinn.engine.sampler import SampleRow, adjusted, draw, sample, uniform
 
 NONE = np.empty(0, np.int32)
 
@@ -79,6 +79,12 @@ def test_draw_is_the_inverse_of_the_filtered_distribution(values, temperature, t
     assert drawn in kept
     below = math.fsum(probability for i, probability in kept.items() if i < drawn)
     assert below - 1e-12 <= u < below + kept[drawn] + 1e-12
+
+
+def test_the_ends_of_the_unit_interval():
+    values = np.array([-math.inf, 1.0, 2.0, -math.inf])
+    assert draw(values, SamplingParams(), 0.0) == 1
+    assert draw(values, SamplingParams(), 1.0 - 2.0**-53) == 2
 
 
 def test_frequencies_follow_the_probabilities():

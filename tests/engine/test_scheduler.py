@@ -169,6 +169,33 @@ def test_a_choice_that_waits_can_leave():
     assert step(scheduler) == {0: 1, 2: 1}
 
 
+def test_what_one_prompt_was_refused_does_not_hold_back_another():
+    """The blocks that were too few for the first in line are enough for those who take its place."""
+    scheduler = make_scheduler(num_blocks=12, max_num_batched_tokens=64)
+    running, large, small = make_sequence(0, 14), make_sequence(1, 40), make_sequence(2, 3)
+    scheduler.add([running])
+    scheduler.add([large])
+    scheduler.add([small])
+    assert step(scheduler) == {0: 14}
+    scheduler.finish(large)
+    assert step(scheduler) == {0: 1, 2: 3}
+
+    scheduler = make_scheduler(num_blocks=12, max_num_batched_tokens=64)
+    choices, large = make_choices(2, num_prompt_tokens=20), make_sequence(5, 32)
+    scheduler.add(list(choices))
+    scheduler.add([large])
+    assert step(scheduler) == {0: 20}  # the large one is refused, then the second choice comes before it
+    assert step(scheduler) == {0: 1, 1: 1}
+
+    scheduler = make_scheduler(num_blocks=12, max_num_batched_tokens=64)
+    sequences = [make_sequence(0, 10), make_sequence(1, 34), make_sequence(2, 3)]
+    for sequence in sequences:
+        scheduler.add([sequence])
+    assert step(scheduler) == {0: 10}  # nine blocks left were refused to the second
+    scheduler.finish(sequences[0])
+    assert step(scheduler) == {1: 34, 2: 3}
+
+
 def test_nothing_is_matched_again_until_blocks_come_back():
     """A prompt that has to wait must not be looked up in every step."""
     scheduler = make_scheduler(num_blocks=8)

@@ -107,9 +107,8 @@ class BlockCache:
         self._tenant_quota_blocks = tenant_quota_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
         self._trees: dict[str, PrefixTree] = {}
-        self._unheld: OrderedDict[Node, None] = (
-            OrderedDict()
-        )  # of all tenants, in the order of PrefixTree.unheld
+        # Of all tenants, in the order of PrefixTree.unheld.
+        self._unheld: OrderedDict[Node, None] = OrderedDict()
 
     @property
     def num_cached_blocks(self) -> int:
