@@ -14,7 +14,7 @@ from typing import Any
 from jinja2.exceptions import SecurityError, TemplateRuntimeError
 from jinja2.runtime import Undefined
 
-_BASE_UNITS = 1_000_000  # about a tenth of a second
+_BASE_UNITS = 500_000  # about a tenth of a second
 _UNITS_PER_INPUT_UNIT = 4_000  # room to compare every message with every other
 _MAX_UNITS = 100_000_000
 CHARS_PER_UNIT = 8

@@ -3,8 +3,8 @@
 A template comes with a model's file, so it is a stranger's code. It may read plain data only, through the
 attributes, functions, filters and tests listed here, and it pays for its work (allowance.py): each turn of a
 loop and each call of a macro for its whole body, each operation that grows with its operands for their size.
-So it ends, at the same place on every machine: within about 0.2 s on a short conversation, within seconds on the
-longest.
+So it ends, at the same place on every machine: within about 0.2 s on a short conversation, within seconds on
+the longest.
 
 Not metered: compiling, which MAX_SOURCE_CHARS bounds.
 """

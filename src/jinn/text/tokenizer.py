@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from jinn.text.presplit import PRESPLITS, Presplit
 
@@ -70,6 +70,7 @@ class Tokenizer:
         self,
         encoder: tokenizers.Tokenizer,
         *,
+        lossy_bytes: bytes = b"",
         vocab_size: int,
         added_tokens: Mapping[str, AddedToken],
         bos_token_id: int | None,
@@ -77,6 +78,8 @@ class Tokenizer:
         add_bos: bool,
     ) -> None:
         self._encoder = encoder
+        self._lossy_bytes = lossy_bytes
+        self._lossy_encoder = _lossy_encoder(encoder, lossy_bytes) if lossy_bytes else encoder
         self.vocab_size = vocab_size
         self.added_tokens = added_tokens
         self.special_ids = frozenset(t.id for t in added_tokens.values() if t.kind is TokenKind.CONTROL)
@@ -88,9 +91,7 @@ class Tokenizer:
         self._added_pattern = re.compile(match_any(added_tokens))
         for token_id in (*self.eos_token_ids, *([] if bos_token_id is None else [bos_token_id])):
             if not 0 <= token_id < vocab_size:
-                raise ValueError(
-                    f"special token id {token_id} is outside the vocabulary of {vocab_size} tokens"
-                )
+                raise ValueError(f"special token id {token_id} is not below the vocabulary's {vocab_size}")
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -110,14 +111,12 @@ class Tokenizer:
             if kind in (_CONTROL, _USER_DEFINED) and text
         }
         bpe = _build_bpe(vocab, _required(metadata, "tokenizer.ggml.merges"), presplit)
+        normalizer = normalizers.NFC() if presplit.use_nfc else None
         eos_keys = ("eos_token_id", "eot_token_id", "eom_token_id")
         eos_ids = (metadata.get(f"tokenizer.ggml.{key}") for key in eos_keys)
         return cls(
-            _build_encoder(
-                bpe,
-                pre_tokenizers.Sequence(list(presplit.steps)),
-                normalizers.NFC() if presplit.use_nfc else None,
-            ),
+            _build_encoder(bpe, pre_tokenizers.Sequence(list(presplit.steps)), normalizer),
+            lossy_bytes=bytes(byte for char, byte in _BYTE_OF_CHAR.items() if char not in vocab),
             vocab_size=len(tokens),
             added_tokens=added,
             bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
@@ -144,7 +143,9 @@ class Tokenizer:
         bos = added.get(_token_text(config.get("bos_token")))
         eos = added.get(_token_text(config.get("eos_token")))
         eos_ids = _read_json(folder / "generation_config.json").get("eos_token_id", [])
-        adds_bos = bos is not None and full.encode("").ids[:1] == [bos.id]
+        add_bos = config.get("add_bos_token")
+        if add_bos is None:
+            add_bos = bos is not None and full.encode("").ids[:1] == [bos.id]
         return cls(
             encoder,
             vocab_size=max(
@@ -153,7 +154,7 @@ class Tokenizer:
             added_tokens=added,
             bos_token_id=bos.id if bos else None,
             eos_token_ids=([eos.id] if eos else []) + (eos_ids if isinstance(eos_ids, list) else [eos_ids]),
-            add_bos=bool(config.get("add_bos_token", adds_bos)),
+            add_bos=bool(add_bos),
         )
 
     def encode(self, text: str, *, parse_special: bool = True, add_bos: bool | None = None) -> list[int]:
@@ -179,10 +180,10 @@ class Tokenizer:
     def encode_spans(self, spans: Sequence[str | int]) -> list[int]:
         """The ids of spans of text, in which no added token is looked for, and of token ids, which stay."""
         texts = [span for span in spans if isinstance(span, str)]
-        for text in texts:
-            _check_encodable(text)
+        lossy = [self._loses_bytes(text) for text in texts]
+        encoder = self._lossy_encoder if any(lossy) else self._encoder
         # The batch call releases the interpreter lock and keeps no offsets, which is a fifth of the memory.
-        encodings = iter(self._encoder.encode_batch_fast(texts, add_special_tokens=False))
+        encodings = iter(encoder.encode_batch_fast(texts, add_special_tokens=False))
         ids: list[int] = []
         for span in spans:
             if isinstance(span, str):
@@ -207,6 +208,10 @@ class Tokenizer:
         """The text of `ids`. Bytes that are no UTF-8 become U+FFFD; `skip_special` drops control tokens."""
         skipped = self.special_ids if skip_special else frozenset()
         return b"".join(self.token_bytes(i) for i in ids if i not in skipped).decode("utf-8", "replace")
+
+    def _loses_bytes(self, text: str) -> bool:
+        content = _utf8(text)
+        return len(content.translate(None, self._lossy_bytes)) < len(content)
 
 
 def match_any(texts: Iterable[str]) -> str:
@@ -245,9 +250,9 @@ def _kind(text: str, *, is_control: bool) -> TokenKind:
     return TokenKind.CONTROL if is_control or _CONTROL_FORM.fullmatch(text) else TokenKind.USER_DEFINED
 
 
-def _check_encodable(text: str) -> None:
+def _utf8(text: str) -> bytes:
     try:
-        text.encode()
+        return text.encode()
     except UnicodeEncodeError as error:
         code = f"U+{ord(text[error.start]):04X}"
         raise ValueError(f"text holds a lone surrogate ({code}) at position {error.start}") from None
@@ -289,6 +294,15 @@ def _build_encoder(
     if normalizer is not None:
         encoder.normalizer = normalizer
     return encoder
+
+
+def _lossy_encoder(encoder: tokenizers.Tokenizer, lossy_bytes: bytes) -> tokenizers.Tokenizer:
+    """As `encoder`, but none merges across a byte without a token, as in llama.cpp; the split takes time."""
+    chars = "".join(rf"\x{{{ord(char):x}}}" for char, byte in _BYTE_OF_CHAR.items() if byte in lossy_bytes)
+    removal = pre_tokenizers.Split(Regex(f"[{chars}]"), "removed")
+    return _build_encoder(
+        encoder.model, pre_tokenizers.Sequence([encoder.pre_tokenizer, removal]), encoder.normalizer
+    )
 
 
 def _read_json(file: Path) -> dict[str, Any]:
