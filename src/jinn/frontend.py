@@ -10,9 +10,11 @@ from typing import Any
 from jinn.engine.messages import SamplingParams
 from jinn.models.fields import ConfigError
 from jinn.models.generation import generation_defaults
+from jinn.models.registry import model_of
 from jinn.text.template import ChatTemplate, encode_chat
 from jinn.text.tokenizer import Tokenizer
 from jinn.weights.checkpoint import Checkpoint, open_checkpoint
+from jinn.weights.errors import WeightsError
 
 _SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -36,6 +38,7 @@ def load_frontend(path: str | Path, chat_template: str | Path | None = None) -> 
     Raises ValueError, one line: WeightsError, ConfigError, TemplateError, or what the tokenizer lacks.
     """
     with open_checkpoint(path) as checkpoint:
+        model_of(checkpoint)  # what a model is counts more than what its tokenizer lacks
         tokenizer, template = _text(checkpoint, has_own_template=chat_template is None)
         defaults = _sampling_defaults(checkpoint)
     if chat_template is not None:
@@ -47,7 +50,10 @@ def _text(checkpoint: Checkpoint, *, has_own_template: bool) -> tuple[Tokenizer,
     if checkpoint.kind == "gguf":
         metadata = checkpoint.config_source
         template = ChatTemplate.from_gguf(metadata) if has_own_template else None
-        return Tokenizer.from_gguf(metadata), template
+        try:
+            return Tokenizer.from_gguf(metadata), template
+        except ValueError as error:
+            raise WeightsError(f"{checkpoint.path}: {error}") from None
     template = ChatTemplate.from_folder(checkpoint.path) if has_own_template else None
     return Tokenizer.from_folder(checkpoint.path), template
 

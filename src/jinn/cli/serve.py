@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -112,7 +113,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         if name not in known:
             raise ValueError(f"{path}: unknown setting {name}; known are {', '.join(sorted(known))}")
         if type(value) not in _types(name):
-            raise ValueError(f"{path}: {name} must not be a {type(value).__name__}")
+            raise ValueError(f"{path}: {name} must not be of type {type(value).__name__}")
     return settings
 
 
@@ -120,7 +121,8 @@ def _types(name: str) -> set[type]:
     """What a setting may be in TOML, where nothing stands for None and a size may be a string."""
     hints = get_type_hints(EngineConfig) | get_type_hints(ServerConfig)
     hint = hints["num_threads" if name == "threads" else name]
-    types = {str if get_origin(part) is Literal else part for part in get_args(hint) or (hint,)}
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    types = {str if get_origin(part) is Literal else part for part in parts}
     return types | ({int} if float in types else set()) | ({str} if name in _SIZES else set())
 
 
