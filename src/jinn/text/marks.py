@@ -70,11 +70,14 @@ class Marker:
         )
 
     def _mark_edges(self, text: str, spellings: _Spellings) -> str:
-        starts = spellings.starts_as_one_ends(text)
-        ends = spellings.ends_as_one_starts(text)
-        if not ends and text not in self._words:
-            ends = spellings.is_middle(text)
-        return self._char * starts + text + self._char * ends
+        # Inside the white space around it, which templates trim.
+        core = text.strip() or text
+        start = text.index(core)
+        starts = spellings.starts_as_one_ends(core) or spellings.starts_as_one_ends(text)
+        ends = spellings.ends_as_one_starts(core) or spellings.ends_as_one_starts(text)
+        if not ends and core not in self._words:
+            ends = spellings.is_middle(core)
+        return text[:start] + self._char * starts + core + self._char * ends + text[start + len(core) :]
 
 
 class _Spellings:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import re
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ Messages = Sequence[Mapping[str, Any]]
 
 _FILE_NAME = "<template>"  # jinja's name for a source without a file
 _MAX_REASON_CHARS = 300
+_REPR = re.compile(r"<[^<>]* at 0x[0-9a-f]+>|<(?:class|built-in|Macro|LoopContext)\b[^<>]*>")
 
 
 class TemplateError(ValueError):
@@ -35,9 +38,7 @@ class ChatTemplate:
     def __init__(self, source: str | Mapping[str, str]) -> None:
         sources = {"default": source} if isinstance(source, str) else dict(source)
         if "default" not in sources:
-            raise TemplateError(
-                f"no chat template is named 'default', only {', '.join(sorted(sources)) or 'none'}"
-            )
+            raise TemplateError(f"no chat template is named 'default', only {sorted(sources)}")
         self._sources = sources
         self._compiled = {name: _compile(text) for name, text in sources.items()}
 
@@ -123,19 +124,33 @@ def encode_chat(
         raise TemplateError("this model has no chat template; give one with --chat-template")
     plain = plain_messages(messages)
     marker = Marker(tokenizer.added_tokens, template.words, (plain, tools, kwargs))
+    render = functools.partial(
+        template.render,
+        tools=None if tools is None else [marker.mark(tool) for tool in tools],
+        add_generation_prompt=add_generation_prompt,
+        bos_token=_token_text(tokenizer, tokenizer.bos_token_id),
+        eos_token=_token_text(tokenizer, next(iter(tokenizer.eos_token_ids), None)),
+        **{name: marker.mark(value) for name, value in kwargs.items()},
+    )
     try:
-        rendered = template.render(
-            [marker.mark_message(message) for message in plain],
-            tools=None if tools is None else [marker.mark(tool) for tool in tools],
-            add_generation_prompt=add_generation_prompt,
-            bos_token=_token_text(tokenizer, tokenizer.bos_token_id),
-            eos_token=_token_text(tokenizer, next(iter(tokenizer.eos_token_ids), None)),
-            **{name: marker.mark(value) for name, value in kwargs.items()},
-        )
+        rendered = _render_any(render, [marker.mark_message(message) for message in plain])
     except TemplateError as error:  # it may quote what was marked
         raise TemplateError(marker.strip(str(error))) from None
     spans = [marker.strip(span) if isinstance(span, str) else span for span in tokenizer.split(rendered)]
     return tokenizer.encode_spans(spans)
+
+
+def _render_any(render: Callable[[Messages], str], messages: list[dict[str, Any]]) -> str:
+    """Render; where a message has no content (only tool calls) and the template fails, try null, then ""."""
+    try:
+        return render(messages)
+    except TemplateError:
+        if all("content" in message for message in messages):
+            raise
+        for content in (None, ""):
+            with contextlib.suppress(TemplateError):
+                return render([{"content": content, **message} for message in messages])
+        raise
 
 
 def plain_messages(messages: Messages) -> list[dict[str, Any]]:
@@ -181,9 +196,7 @@ def _sandbox() -> Sandbox:
 
 def _compile(source: str) -> jinja2.Template:
     if len(source) > MAX_SOURCE_CHARS:
-        raise TemplateError(
-            f"the chat template has {len(source)} characters; at most {MAX_SOURCE_CHARS} are taken"
-        )
+        raise TemplateError(f"the chat template has {len(source)} characters, more than {MAX_SOURCE_CHARS}")
     try:
         return _sandbox().from_string(source)
     except jinja2.TemplateSyntaxError as error:
@@ -209,6 +222,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it nests too deeply"
     reason = (error.message if isinstance(error, jinja2.TemplateError) else str(error)) or "it failed"
+    reason = _REPR.sub("a value", reason)
     return reason if len(reason) <= _MAX_REASON_CHARS else f"{reason[:_MAX_REASON_CHARS]}…"
 
 
