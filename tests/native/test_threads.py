@@ -22,12 +22,12 @@ def test_a_pool_has_the_threads_it_was_asked_for():
 def test_thousands_of_small_runs(num_threads):
     """Each run has fewer items than threads at times; none may hang or lose an item."""
     x = np.random.default_rng(0).standard_normal((20, 64)).astype(np.float32)
-    weight = parameter(pack(x[:, :32], "Q8_0"))
-    program = OpProgram(
-        lambda ops, x: ops.linear(ops.linear(x, [parameter(pack(np.eye(32, 64, dtype=np.float32)))])[0], [weight]),
-        x,
-        num_threads=num_threads,
-    )  # fmt: skip
+    first, second = parameter(pack(x, "Q8_0")), parameter(pack(x[:, :20]))
+
+    def build(ops, x):
+        return ops.linear(*ops.linear(x, [first]), [second])
+
+    program = OpProgram(build, x, num_threads=num_threads)
     (expected,) = program.run_rows(range(20))
     for run in range(2000):
         rows = range(run % 20 + 1)

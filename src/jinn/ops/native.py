@@ -162,16 +162,23 @@ def record(model: Model, parameters: Any, activations: str) -> tuple[list[Instru
 
 
 def fuse(instructions: Sequence[Instruction]) -> list[Instruction]:
-    """An add of a linear's only use moves into the linear, which then adds before it stores: the same sum."""
+    """An add of a linear's only use moves into the linear, which then adds before it stores: the same sum.
+
+    The add's other input must be there by then.
+    """
     uses = Counter(value.buffer for ins in instructions for value in ins.inputs)
-    producers = {out.buffer: ins for ins in instructions for out in ins.outputs}
+    producers = {out: index for index, ins in enumerate(instructions) for out in ins.outputs}
+    last_write = {out.buffer: index for out, index in producers.items()}
     replaced: dict[Instruction, Instruction | None] = {}
     for add in instructions:
         if add.name != "add":
             continue
         residual, addend = add.inputs
-        linear = producers.get(addend.buffer)
-        if linear and linear.name == "linear" and len(linear.outputs) == 1 and uses[addend.buffer] == 1:
+        index = producers.get(addend)
+        if index is None or uses[addend.buffer] > 1 or last_write[residual.buffer] >= index:
+            continue
+        linear = instructions[index]
+        if linear.name == "linear" and len(linear.outputs) == 1:
             replaced[linear] = replace(linear, inputs=(*linear.inputs, residual), outputs=add.outputs)
             replaced[add] = None
     fused = (replaced.get(ins, ins) for ins in instructions)

@@ -1,0 +1,181 @@
+"""Recording, fusing and planning: whatever shares memory or is merged, the numbers stay the same."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+import pytest
+
+from jinn import _native
+from jinn.engine.loading import load_parameters
+from jinn.models.parameters import tree
+from jinn.models.registry import model_of
+from jinn.ops import native as native_ops
+from jinn.ops.native import (
+    Buffer,
+    Instruction,
+    SymbolicValue,
+    compile_program,
+    fuse,
+    plan_slots,
+    record,
+    stages,
+)
+from jinn.ops.protocol import Context, Rope
+from jinn.weights.checkpoint import open_checkpoint
+from native.compare import assert_same_bits
+from native.programs import POOLS, OpProgram, arrays, one_sequence, pack, packed_sequences, parameter
+from tiny import TinyLlama, tiny_llama_gguf
+
+ACTIVATIONS = pytest.mark.parametrize("activations", ["int8", "bf16", "f32"])
+KERNELS = _native.choose_kernels("")
+TINY = TinyLlama(num_hidden_layers=3)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A function from an activation mode to a tiny llama's instructions and logits."""
+    path = tiny_llama_gguf(tmp_path_factory.mktemp("planning") / "tiny.gguf", TINY, "Q4_1")
+    with open_checkpoint(path) as checkpoint:
+        model = model_of(checkpoint)
+        parameters = tree(load_parameters(model, checkpoint, POOLS[1], lambda loaded, total: None))
+    return lambda activations: record(model, parameters, activations)
+
+
+def check_plan(instructions, output, slots):
+    """Raise AssertionError if buffers that are alive in the same stage share a slot."""
+    alive: dict[Buffer, list[int]] = {}
+    runs = stages(instructions)
+    for stage, run in enumerate(runs):
+        for value in (value for ins in run for value in ins.inputs + ins.outputs):
+            alive.setdefault(value.buffer, []).append(stage)
+    alive[output.buffer].append(len(runs))
+    assert set(alive) == set(slots), "a buffer has no slot"
+    buffers = list(alive)
+    for i, a in enumerate(buffers):
+        for b in buffers[:i]:
+            if slots[a] != slots[b]:
+                continue
+            assert a.is_logits == b.is_logits, "rows of two kinds share a slot"
+            assert max(alive[a]) < min(alive[b]) or max(alive[b]) < min(alive[a]), (
+                "two live buffers share a slot"
+            )
+
+
+@ACTIVATIONS
+def test_buffers_share_memory_only_when_never_alive_together(recorded, activations):
+    instructions, logits = recorded(activations)
+    for program in (instructions, fuse(instructions)):
+        slots = plan_slots(program, logits)
+        check_plan(program, logits, slots)
+        assert len(set(slots.values())) <= len(slots) / 3, "layers do not reuse memory"
+
+
+def test_the_check_of_plans_finds_a_shared_slot(recorded):
+    instructions, logits = recorded("int8")
+    slots = plan_slots(instructions, logits)
+    for a, b in ((ins.inputs[0].buffer, ins.outputs[0].buffer) for ins in instructions if ins.name == "add"):
+        with pytest.raises(AssertionError, match="share a slot"):
+            check_plan(instructions, logits, {**slots, a: slots[b]})
+
+
+def test_a_plan_does_not_grow_with_the_layers(tmp_path):
+    numbers = []
+    for layers in (2, 6):
+        path = tiny_llama_gguf(tmp_path / f"{layers}.gguf", TinyLlama(num_hidden_layers=layers), "Q8_0")
+        with open_checkpoint(path) as checkpoint:
+            model = model_of(checkpoint)
+            parameters = load_parameters(model, checkpoint, POOLS[1], lambda loaded, total: None)
+        instructions, logits = record(model, tree(parameters), "int8")
+        numbers.append(len(set(plan_slots(fuse(instructions), logits).values())))
+    assert numbers[0] == numbers[1]
+
+
+@ACTIVATIONS
+def test_fuse_merges_every_residual_add_and_keeps_the_bits(recorded, activations):
+    instructions, logits = recorded(activations)
+    fused = fuse(instructions)
+    assert [ins.name for ins in instructions].count("add") == 2 * TINY.num_hidden_layers
+    assert [ins.name for ins in fused].count("add") == 0
+    assert_same_bits(run(fused, logits), run(instructions, logits))
+
+
+@ACTIVATIONS
+def test_sharing_memory_keeps_the_bits(recorded, activations, monkeypatch):
+    instructions, logits = recorded(activations)
+    shared = run(instructions, logits)
+    monkeypatch.setattr(native_ops, "plan_slots", apart)
+    assert_same_bits(run(instructions, logits), shared)
+
+
+def test_an_input_is_quantized_once_for_all_its_readers(recorded):
+    """Four inputs per layer are read as int8: q/k/v's, o's, gate/up's and down's; and the head's."""
+    instructions, _ = recorded("int8")
+    names = [ins.name for ins in instructions]
+    assert names.count("quantize") == 4 * TINY.num_hidden_layers + 1
+    assert names.count("linear") == 4 * TINY.num_hidden_layers + 1
+    assert names.count("rope_table") == 1
+
+
+def run(instructions, logits):
+    """Logits of two sequences."""
+    program = compile_program(instructions, logits, POOLS[2], KERNELS)
+    batch = packed_sequences([(range(3, 40), 37), (range(100, 105), 5)])
+    blocks = _native.KVCache([(2, 16, 16)] * TINY.num_hidden_layers, "bf16", 8, 16)
+    return _native.run(program, blocks, TINY.vocab_size, *arrays(batch)).copy()
+
+
+def apart(instructions, output):
+    """A slot of its own for each buffer."""
+    buffers = dict.fromkeys(v.buffer for ins in instructions for v in ins.inputs + ins.outputs)
+    return {buffer: slot for slot, buffer in enumerate(buffers)}
+
+
+def random_graph(seed, ops, x):
+    """Some ops on random earlier values."""
+    rng = Random(seed)
+    weights = [
+        parameter(pack(np.random.default_rng(i).standard_normal((32, 32)) / 6, "Q8_0")) for i in range(3)
+    ]
+    norm = parameter(np.linspace(0.5, 1.5, 32, dtype=np.float32))
+    rope = Rope((1.0, 0.1, 0.01, 0.001))
+    values = [x]
+    for _ in range(12):
+        a, b = rng.choice(values[-4:]), rng.choice(values)
+        match rng.choice(("add", "add", "linear", "linear", "linears", "silu_mul", "rms_norm", "rope")):
+            case "add":
+                values.append(ops.add(a, b))
+            case "linear":
+                values += ops.linear(a, [rng.choice(weights)])
+            case "linears":
+                values += ops.linear(a, weights[:2])
+            case "silu_mul":
+                values.append(ops.silu_mul(a, b))
+            case "rms_norm":
+                values.append(ops.rms_norm(a, norm, 1e-5))
+            case "rope":
+                values.append(ops.rope(a, Context(), rope, 4))
+    return [ops.rms_norm(ops.add(values[-1], rng.choice(values)), norm, 1e-5)]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_graph_computes_the_same_fused_and_in_shared_memory(seed, monkeypatch):
+    x = np.random.default_rng(seed).standard_normal((20, 32)).astype(np.float32)
+
+    def build(ops, x):
+        return random_graph(seed, ops, x)
+
+    batch = one_sequence(range(20))
+    (shared,) = OpProgram(build, x, is_poisoned=False).run(batch)
+    (fused,) = OpProgram(build, x, is_poisoned=False, is_fused=True, num_threads=2).run(batch)
+    monkeypatch.setattr(native_ops, "plan_slots", apart)
+    (plain,) = OpProgram(build, x).run(batch)
+    assert_same_bits(shared, plain)
+    assert_same_bits(fused, plain)
+
+
+def test_an_unknown_kernel_is_an_error():
+    value = SymbolicValue(Buffer(64), 16)
+    with pytest.raises(AttributeError, match="conv"):
+        compile_program([Instruction("conv", (), (value,))], value, POOLS[1], KERNELS)
