@@ -32,6 +32,10 @@ GGUF_LAYER = {
     "mlp.down_proj": "ffn_down",
 }
 
+# A config that lies must not make lists of its sizes before they are compared with the tensors.
+MAX_LAYERS = 4096
+MAX_HEAD_DIM = 65536
+
 
 @dataclass(frozen=True, slots=True)
 class Llama:
@@ -78,12 +82,12 @@ class Llama:
                 f"config field hidden_act {config['hidden_act']!r} is not supported; supported is silu"
             )
         num_heads = fields.integer("num_attention_heads")
-        head_dim = fields.integer("head_dim", fields.integer("hidden_size") // num_heads)
+        head_dim = fields.integer("head_dim", fields.integer("hidden_size") // num_heads, high=MAX_HEAD_DIM)
         return cls(
             vocab_size=fields.integer("vocab_size"),
             hidden_size=fields.integer("hidden_size"),
             intermediate_size=fields.integer("intermediate_size"),
-            num_hidden_layers=fields.integer("num_hidden_layers"),
+            num_hidden_layers=fields.integer("num_hidden_layers", high=MAX_LAYERS),
             num_attention_heads=num_heads,
             num_key_value_heads=fields.integer("num_key_value_heads", num_heads),
             head_dim=head_dim,
@@ -102,7 +106,8 @@ class Llama:
         if "token_embd.weight" not in tensors:
             raise ConfigError(f"{checkpoint.path}: tensor 'token_embd.weight' is missing")
         num_heads = fields.integer("attention.head_count")
-        head_dim = fields.integer("attention.key_length", fields.integer("embedding_length") // num_heads)
+        default_head_dim = fields.integer("embedding_length") // num_heads
+        head_dim = fields.integer("attention.key_length", default_head_dim, high=MAX_HEAD_DIM)
         if fields.integer("rope.dimension_count", head_dim) != head_dim:
             raise ConfigError(
                 f"config field {fields.prefix}rope.dimension_count must be the head size {head_dim}"
@@ -118,7 +123,7 @@ class Llama:
             vocab_size=tensors["token_embd.weight"].shape[0],
             hidden_size=fields.integer("embedding_length"),
             intermediate_size=fields.integer("feed_forward_length"),
-            num_hidden_layers=fields.integer("block_count"),
+            num_hidden_layers=fields.integer("block_count", high=MAX_LAYERS),
             num_attention_heads=num_heads,
             num_key_value_heads=fields.integer("attention.head_count_kv", num_heads),
             head_dim=head_dim,

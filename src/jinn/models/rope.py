@@ -48,6 +48,8 @@ def _llama3_divisors(frequencies: np.ndarray[Any, Any], fields: Fields) -> np.nd
     """1 for short wavelengths, `factor` for long ones, and a blend between (transformers, modeling_rope_utils)."""
     factor = fields.number("factor")
     low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
+    if high <= low:
+        raise ConfigError(f"config field high_freq_factor {high} must exceed low_freq_factor {low}")
     original = fields.number("original_max_position_embeddings")
     wavelengths = 2 * math.pi / frequencies.astype(np.float64)
     blend = np.clip((original / wavelengths - low) / (high - low), 0.0, 1.0)

@@ -1,0 +1,68 @@
+"""A block splits along the style that each parameter declares: widths and head counts come from shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jinn.models import layers
+from jinn.models.llama import Llama
+from jinn.models.parameters import tree
+from jinn.ops.protocol import Context
+from jinn.ops.reference import ReferenceOps, tensor_batch
+from native.programs import packed_sequences
+
+from .transformers_llama import SMALL
+
+OPS = ReferenceOps()
+CONTEXT = Context(tensor_batch(packed_sequences([(range(20), 20), (range(7), 7)])))
+
+
+def split(parameters, specs, rank, num_ranks):
+    """One rank's share: rows of "column" parameters, columns of "row" ones, and the rest whole."""
+    shares = {}
+    for name, values in parameters.items():
+        style = specs[name].parallel
+        if style == "column":
+            shares[name] = values.chunk(num_ranks, dim=0)[rank]
+        elif style == "row":
+            shares[name] = values.chunk(num_ranks, dim=1)[rank]
+        elif name.endswith(".bias"):  # of a row-parallel linear: added once to the sum
+            shares[name] = values if rank == 0 else torch.zeros_like(values)
+        else:
+            shares[name] = values
+    return shares
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("is_biased", [False, True])
+def test_the_shares_of_a_block_add_up(num_ranks, is_biased):
+    model = Llama.from_hf({**SMALL, "attention_bias": is_biased, "mlp_bias": is_biased})
+    specs = {name: spec for name, spec in model.parameters().items() if name.startswith("model.layers.0.")}
+    generator = torch.Generator().manual_seed(0)
+    parameters = {name: torch.randn(spec.shape, generator=generator) / 8 for name, spec in specs.items()}
+    x = torch.randn(27, model.hidden_size, generator=generator)
+
+    def attention(params):
+        layer = tree(params).model.layers[0]
+        return layers.attention(OPS, layer.self_attn, x, CONTEXT, model.head_dim, model.rope)
+
+    def mlp(params):
+        return layers.swiglu(OPS, tree(params).model.layers[0].mlp, x)
+
+    for part in (attention, mlp):
+        whole = part(parameters)
+        shares = [part(split(parameters, specs, rank, num_ranks)) for rank in range(num_ranks)]
+        torch.testing.assert_close(sum(shares), whole, rtol=1e-5, atol=1e-5)
+        if num_ranks > 1:
+            assert (shares[0] - whole).abs().max() > 1e-2
+
+
+def test_every_matrix_of_a_block_is_split():
+    styles = {name.split(".")[-2]: spec.parallel for name, spec in Llama.from_hf(SMALL).parameters().items()}
+    assert styles == {
+        **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), "column"),
+        **dict.fromkeys(("o_proj", "down_proj"), "row"),
+        **dict.fromkeys(("input_layernorm", "post_attention_layernorm", "norm"), "replicated"),
+        **dict.fromkeys(("embed_tokens", "lm_head"), "replicated"),
+    }

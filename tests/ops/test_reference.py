@@ -1,0 +1,163 @@
+"""The definition of the ops against torch's own functions, forward and gradient."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from jinn.ops.protocol import Context, KVSpec, Rope
+from jinn.ops.reference import PagedCache, ReferenceOps, int8_groups, tensor_batch
+from native.programs import packed_sequences
+
+OPS = ReferenceOps()
+LENGTHS = (1, 5, 33, 40)
+BATCH = tensor_batch(packed_sequences([(range(n), n) for n in LENGTHS]))
+SPEC = KVSpec(2, 8, 12)
+SCALE = 0.3
+
+
+def random_tensor(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def node(weight, bias=None):
+    return SimpleNamespace(weight=weight, bias=bias)
+
+
+def check(ours, theirs, inputs):
+    """Equal values, and equal gradients of a random weighting of them."""
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    weighting = random_tensor(*ours.shape, seed=99).detach()
+    our_gradients = torch.autograd.grad((ours * weighting).sum(), inputs)
+    their_gradients = torch.autograd.grad((theirs * weighting).sum(), inputs)
+    for ours_of, theirs_of in zip(our_gradients, their_gradients, strict=True):
+        assert ours_of.abs().max() > 0
+        torch.testing.assert_close(ours_of, theirs_of, rtol=1e-4, atol=1e-5)
+
+
+def test_embed():
+    table = random_tensor(50, 8)
+    check(OPS.embed(node(table), Context(BATCH)), table[BATCH.token_ids], [table])
+
+
+def test_linear():
+    x, bias = random_tensor(6, 10), random_tensor(7)
+    plain, biased = random_tensor(4, 10, seed=1), random_tensor(7, 10, seed=2)
+    first, second = OPS.linear(x, [node(plain), node(biased, bias)])
+    check(first, functional.linear(x, plain), [x, plain])
+    check(second, functional.linear(x, biased, bias), [x, biased, bias])
+
+
+def test_add_and_silu_mul():
+    a, b = random_tensor(6, 10), random_tensor(6, 10, seed=1)
+    check(OPS.add(a, b), a + b, [a, b])
+    check(OPS.silu_mul(a, b), functional.silu(a) * b, [a, b])
+
+
+@pytest.mark.parametrize("num_runs", [1, 4])
+def test_rms_norm(num_runs):
+    x, weight = random_tensor(6, 10 * num_runs), random_tensor(10, seed=1)
+    theirs = functional.rms_norm(x.reshape(6, num_runs, 10), (10,), weight, eps=1e-3).reshape(6, -1)
+    check(OPS.rms_norm(x, node(weight), 1e-3), theirs, [x, weight])
+
+
+@pytest.mark.parametrize("is_interleaved", [False, True])
+def test_rope_turns_pairs_as_complex_numbers(is_interleaved):
+    num_tokens, num_heads, pairs = sum(LENGTHS), 3, 4
+    rope = Rope((1.0, 0.5, 0.1, 0.01), 1.5, is_interleaved)
+    x = random_tensor(num_tokens, num_heads * 10)
+    heads = x.reshape(num_tokens, num_heads, 10)
+    if is_interleaved:
+        real, imaginary = heads[..., 0:8:2], heads[..., 1:8:2]
+    else:
+        real, imaginary = heads[..., :4], heads[..., 4:8]
+    angles = BATCH.positions[:, None, None].float() * torch.tensor(rope.inv_freq)
+    turned = torch.complex(real, imaginary) * torch.polar(torch.tensor(1.5), angles)
+    order = torch.arange(2 * pairs).reshape(2, pairs).T.reshape(-1) if is_interleaved else slice(None)
+    rotated = torch.cat((turned.real, turned.imag), -1)[..., order]
+    theirs = torch.cat((rotated, heads[..., 8:]), -1).reshape(num_tokens, -1)
+    check(OPS.rope(x, Context(BATCH), rope, num_heads), theirs, [x])
+
+
+def random_qkv():
+    num_tokens = sum(LENGTHS)
+    q = random_tensor(num_tokens, 6 * SPEC.key_dim)
+    k = random_tensor(num_tokens, SPEC.num_kv_heads * SPEC.key_dim, seed=1)
+    v = random_tensor(num_tokens, SPEC.num_kv_heads * SPEC.value_dim, seed=2)
+    return q, k, v
+
+
+def test_attention_without_a_cache():
+    """Packed sequences do not see each other; gradients reach queries, keys and values."""
+    q, k, v = random_qkv()
+    outputs = []
+    for start, stop in zip(BATCH.query_start[:-1], BATCH.query_start[1:], strict=True):
+        heads = [
+            x[start:stop].reshape(stop - start, n, -1).transpose(0, 1) for x, n in ((q, 6), (k, 2), (v, 2))
+        ]
+        y = functional.scaled_dot_product_attention(*heads, is_causal=True, scale=SCALE, enable_gqa=True)
+        outputs.append(y.transpose(0, 1).flatten(1))
+    check(OPS.attention(q, k, v, Context(BATCH), SPEC, SCALE), torch.cat(outputs), [q, k, v])
+
+
+def test_attention_with_a_cache_is_the_same():
+    q, k, v = random_qkv()
+    whole = OPS.attention(q, k, v, Context(BATCH), SPEC, SCALE)
+    cache = PagedCache([SPEC], "f32", BATCH.block_tables.numel(), 16)
+    torch.testing.assert_close(OPS.attention(q, k, v, Context(BATCH, cache), SPEC, SCALE), whole)
+    steps = PagedCache([SPEC], "f32", 4, 16)
+    rows = torch.arange(6, 39)  # the third sequence, token by token
+    for position, row in enumerate(rows):
+        one = tensor_batch(packed_sequences([([0], position + 1)]))
+        y = OPS.attention(*(x[row : row + 1] for x in (q, k, v)), Context(one, steps), SPEC, SCALE)
+        torch.testing.assert_close(y, whole[row : row + 1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "step"), [("bf16", 2**-8), ("int8", 1 / 254)])
+def test_a_cache_rounds_once(dtype, step):
+    """What is stored is near what came, and stays when stored again."""
+    numbers = random_tensor(16, 2, 8).detach()
+    batch = tensor_batch(packed_sequences([(range(16), 16)]))
+    cache = PagedCache([KVSpec(2, 8, 8)], dtype, 1, 16)
+    cache.store(0, batch, 0, numbers, numbers)
+    keys, values = cache.load(0, batch, 0)
+    assert torch.equal(keys, values)
+    assert 0 < (keys - numbers).abs().max() <= 1.01 * step * numbers.abs().max()
+    cache.store(0, batch, 0, keys, values)
+    again = cache.load(0, batch, 0)[0]
+    torch.testing.assert_close(again, keys, rtol=1e-6, atol=1e-6)
+
+
+def test_int8_groups_round_each_row_by_itself():
+    x = random_tensor(20, 96).detach() * torch.logspace(-3, 3, 20)[:, None]
+    x[7] = 0
+    rounded = int8_groups(x)
+    largest = x.reshape(20, 3, 32).abs().amax(-1).repeat_interleave(32, 1)
+    assert ((rounded - x).abs() <= largest * (0.5001 / 127)).all()
+    assert not torch.equal(rounded, x)
+    assert not rounded[7].any()
+    for row in range(20):
+        assert torch.equal(int8_groups(x[row : row + 1]), rounded[row : row + 1])
+
+
+def test_activations_are_rounded_only_where_a_kernel_would():
+    x = random_tensor(4, 64).detach()
+    bf16 = x.bfloat16().float()
+    expected = {
+        ("int8", "Q4_1"): int8_groups(x), ("int8", "BF16"): bf16, ("int8", "F16"): x, ("int8", "F32"): x,
+        ("bf16", "Q4_1"): bf16, ("bf16", "F32"): bf16, ("f32", "Q8_0"): x, ("f32", "BF16"): x,
+    }  # fmt: skip
+    for (activations, weight_format), held in expected.items():
+        assert torch.equal(ReferenceOps(activations).held(x, weight_format), held)
+
+
+def test_select_rows():
+    x = random_tensor(sum(LENGTHS), 3)
+    rows = packed_sequences([(range(n), n) for n in LENGTHS])
+    batch = tensor_batch(rows)
+    assert torch.equal(OPS.select_rows(x, Context(batch)), x)
+    assert np.array_equal(batch.logit_rows, rows.logit_rows)
