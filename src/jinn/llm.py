@@ -106,7 +106,7 @@ class LLM:
         max_num_batched_tokens: int | None = None,
         cache_memory: int | None = None,
         kv_cache_dtype: KVCacheDtype = "bf16",
-        activations: Activations = "int8",
+        activations: Activations = "int12",
         chat_template: str | Path | None = None,
         progress: Progress | None = None,
     ) -> None:

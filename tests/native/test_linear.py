@@ -11,7 +11,7 @@ from jinn.ops.reference import ReferenceOps
 from .compare import assert_close, assert_same_bits
 from .programs import FORMATS, INTEGER_FORMATS, ISAS, OpProgram, columns, pack, parameter, run_op
 
-ACTIVATIONS = ("int8", "bf16", "f32")
+ACTIVATIONS = ("int12", "int8", "bf16", "f32")
 BY_ISA = pytest.mark.parametrize("isa", ISAS)
 BY_FORMAT = pytest.mark.parametrize("name", FORMATS)
 BY_ACTIVATIONS = pytest.mark.parametrize("activations", ACTIVATIONS)
@@ -37,7 +37,7 @@ def reference_node(node):
 
 
 def expected_linear(x, node, activations):
-    """The reference's int8, bf16 or f32 activations, multiplied in float64."""
+    """The reference's activations, multiplied in float64."""
     reference = reference_node(node)
     held = ReferenceOps(activations).held(torch.from_numpy(x), reference.weight.format)
     y = held.double() @ reference.weight.double().T
@@ -158,10 +158,11 @@ def test_the_largest_codes_do_not_saturate(isa, name):
     weights = np.where(np.arange(4096) % 2, 1, -1) * np.ones((16, 1))
     node = parameter(pack(weights.astype(np.float32), name))
     x = np.stack([weights[0], -weights[0], np.ones(4096)]).astype(np.float32)
-    (y,) = run_op(linear(node), x, isa=isa)
-    expected = expected_linear(x, node, "int8")
-    assert np.abs(y - expected).max() <= 1e-5 * 4096
-    assert_close(y[:2], expected[:2])
+    for activations in ("int12", "int8"):
+        (y,) = run_op(linear(node), x, isa=isa, activations=activations)
+        expected = expected_linear(x, node, activations)
+        assert np.abs(y - expected).max() <= 1e-5 * 4096
+        assert_close(y[:2], expected[:2])
 
 
 @BY_ISA

@@ -28,7 +28,7 @@ from native.compare import assert_same_bits
 from native.programs import POOLS, OpProgram, arrays, one_sequence, pack, packed_sequences, parameter
 from tiny import TinyLlama, tiny_llama_gguf
 
-ACTIVATIONS = pytest.mark.parametrize("activations", ["int8", "bf16", "f32"])
+ACTIVATIONS = pytest.mark.parametrize("activations", ["int12", "int8", "bf16", "f32"])
 KERNELS = _native.choose_kernels("")
 TINY = TinyLlama(num_hidden_layers=3)
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from jinn.ops.protocol import Context, KVSpec, Rope
-from jinn.ops.reference import PagedCache, ReferenceOps, int8_groups, tensor_batch
+from jinn.ops.reference import LEVELS, PagedCache, ReferenceOps, integer_groups, tensor_batch
 from native.programs import packed_sequences
 
 OPS = ReferenceOps()
@@ -132,23 +132,25 @@ def test_a_cache_rounds_once(dtype, step):
     torch.testing.assert_close(again, keys, rtol=1e-6, atol=1e-6)
 
 
-def test_int8_groups_round_each_row_by_itself():
+@pytest.mark.parametrize("levels", LEVELS.values())
+def test_integer_groups_round_each_row_by_itself(levels):
     x = random_tensor(20, 96).detach() * torch.logspace(-3, 3, 20)[:, None]
     x[7] = 0
-    rounded = int8_groups(x)
+    rounded = integer_groups(x, levels)
     largest = x.reshape(20, 3, 32).abs().amax(-1).repeat_interleave(32, 1)
-    assert ((rounded - x).abs() <= largest * (0.5001 / 127)).all()
+    assert ((rounded - x).abs() <= largest * (0.5002 / levels)).all()
     assert not torch.equal(rounded, x)
     assert not rounded[7].any()
     for row in range(20):
-        assert torch.equal(int8_groups(x[row : row + 1]), rounded[row : row + 1])
+        assert torch.equal(integer_groups(x[row : row + 1], levels), rounded[row : row + 1])
 
 
 def test_activations_are_rounded_only_where_a_kernel_would():
     x = random_tensor(4, 64).detach()
     bf16 = x.bfloat16().float()
     expected = {
-        ("int8", "Q4_1"): int8_groups(x), ("int8", "BF16"): bf16, ("int8", "F16"): x, ("int8", "F32"): x,
+        ("int8", "Q4_1"): integer_groups(x, 127.0), ("int12", "Q8_0"): integer_groups(x, 2032.0),
+        ("int8", "BF16"): bf16, ("int12", "BF16"): bf16, ("int8", "F16"): x, ("int12", "F32"): x,
         ("bf16", "Q4_1"): bf16, ("bf16", "F32"): bf16, ("f32", "Q8_0"): x, ("f32", "BF16"): x,
     }  # fmt: skip
     for (activations, weight_format), held in expected.items():

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jinn.text.marks import Marker
 from jinn.text.template import ChatTemplate, encode_chat, plain_messages
-from jinn.text.tokenizer import Tokenizer, TokenKind
+from jinn.text.tokenizer import AddedToken, Tokenizer, TokenKind
 
 CONVERSATION: dict[str, Any] = {
     "messages": [
@@ -180,6 +181,8 @@ def test_a_forged_tool_result_is_a_user_s_text() -> None:
         ("<|im_{{ messages[0].content }}|>", ["end"]),
         ("<|{{ messages[0].content }}", ["im_end|>"]),
         ("{{ messages[0].content }}|>", ["<|im_end"]),
+        ("{{ messages[0].content }}|>", ["hello <|im_end"]),
+        ("<|{{ messages[0].content }}", ["im_end|> hello"]),
         ("{{ messages[0].content }}{{ messages[1].content }}", ["<|im_", "end|>"]),
         ("{{ messages[0].content ~ messages[1].content }}{{ messages[2].content }}", ["<", "|im_end|", ">"]),
         ("{{ messages|map(attribute='content')|join }}", ["<", "think", ">"]),
@@ -205,6 +208,30 @@ def test_templates_that_assemble_texts_make_no_token(source: str, messages: list
         assert set(ids) == allowed
         if role == "user":
             assert ids == []
+
+
+def test_tokens_that_overlap_are_all_broken() -> None:
+    added = {
+        text: AddedToken(index, TokenKind.CONTROL)
+        for index, text in enumerate(("ab|", "b|c", "|cd", "b|cde"))
+    }
+    marker = Marker(added, frozenset(), "ab|cde")
+    marked = marker.mark("ab|cde")
+    assert not any(text in marked for text in added)
+    assert marker.strip(marked) == "ab|cde"
+
+
+def test_a_token_of_one_character_cannot_be_kept_apart() -> None:
+    with pytest.raises(ValueError, match=r"'\|' is one character"):
+        Marker({"|": AddedToken(0, TokenKind.CONTROL)}, frozenset(), "")
+
+
+def test_escaped_json_holds_no_marks() -> None:
+    template = ChatTemplate("{{ messages[0].content|tojson(ensure_ascii=true) }}")
+    ids = encode_chat(
+        official.smollm2(), template, [{"role": "user", "content": "\u00e9<|im_end|>\U0001f389"}]
+    )
+    assert official.smollm2().decode(ids) == r'"\u00e9<|im_end|>\ud83c\udf89"'
 
 
 TOKENS = sorted(official.smollm2().added_tokens)

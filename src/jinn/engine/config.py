@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from jinn.engine.messages import check_range
 
 KVCacheDtype = Literal["bf16", "int8", "f32"]
-Activations = Literal["int8", "bf16", "f32"]
+Activations = Literal["int12", "int8", "bf16", "f32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class EngineConfig:
     cache_memory: int = 2 * 2**30  # bytes
     tenant_cache_memory: int | None = None  # bytes that one tenant may keep for reuse only
     kv_cache_dtype: KVCacheDtype = "bf16"
-    activations: Activations = "int8"
+    activations: Activations = "int12"  # inputs of integer weights
     block_size: int = 32  # tokens per cache block
 
     def __post_init__(self) -> None:

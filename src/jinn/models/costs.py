@@ -16,7 +16,9 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Of a model's file with int8 activations. An operation is an addition or a multiplication.
+    """Of a model's file with integer activations. An operation is an addition or a multiplication.
+
+    Int12 activations take each multiplication twice; it counts once, as the work that there is to do.
 
     Arithmetic is "int8", "bf16" or "f32": what a weight's format is multiplied in; attention takes f32.
     """

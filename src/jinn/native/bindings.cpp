@@ -77,9 +77,10 @@ FloatTable dequantize(const PackedTensor& packed) {
 
 ActivationType activation_by_name(const std::string& name) {
   if (name == "int8") return ActivationType::Int8;
+  if (name == "int12") return ActivationType::Int12;
   if (name == "bf16") return ActivationType::BF16;
   if (name == "f32") return ActivationType::F32;
-  throw std::invalid_argument("activation type " + name + " is not one of int8, bf16, f32");
+  throw std::invalid_argument("activation type " + name + " is not one of int12, int8, bf16, f32");
 }
 
 // Checks every index before the kernels use it.

@@ -21,32 +21,38 @@ struct Matrix {
 constexpr int kActivationRows = 16;
 
 // How a linear's input is held while weights read it.
-enum class ActivationType { F32, BF16, Int8 };
+enum class ActivationType { F32, BF16, Int8, Int12 };
 
 // Rows of activations, `stride` bytes each. F32: as they are, or rounded to bf16. BF16: pairs, padded to even.
 //
-// Int8 rows come in blocks of 16, so that what a kernel needs of 16 rows lies side by side: codes [16][cols], then per
-// group of 32 columns [16] scales (f32), [16] scaled sums of the codes (f32) and [16] sums of the codes (i32).
+// Integers share a scale in groups of 32 columns: x = scale * code, |code| <= 127 (Int8) or 2032 (Int12). Int12 codes
+// are kept as two int8, code = kHigh * high + low. Rows come in blocks of 16, so that what a kernel needs of 16 rows
+// lies side by side: codes [16][groups][32 of Int8, or 32 high and 32 low], then per group [16] scales (f32), [16] sums
+// of the codes (i32) and [16] scaled sums (f32).
 struct Activations {
   uint8_t* data = nullptr;
   int64_t stride = 0;
   int64_t cols = 0;
+  ActivationType type = ActivationType::F32;
 
   uint8_t* row(int64_t r) const { return data + r * stride; }
-  uint8_t* codes(int64_t r) const { return block(r) + r % kActivationRows * cols; }
+  int64_t code_bytes() const { return type == ActivationType::Int12 ? 2 * cols : cols; }
+  uint8_t* codes(int64_t r) const { return block(r) + r % kActivationRows * code_bytes(); }
   // Of group 0; group g is kActivationRows * g further.
   float* scales(int64_t r) const { return plane<float>(r, 0); }
-  float* scaled_sums(int64_t r) const { return plane<float>(r, 1); }
-  int32_t* sums(int64_t r) const { return plane<int32_t>(r, 2); }
+  int32_t* sums(int64_t r) const { return plane<int32_t>(r, 1); }
+  float* scaled_sums(int64_t r) const { return plane<float>(r, 2); }
 
  private:
   uint8_t* block(int64_t r) const { return data + r / kActivationRows * kActivationRows * stride; }
   template <class Number>
   Number* plane(int64_t r, int64_t index) const {
     const int64_t numbers = index * cols / kGroup * kActivationRows + r % kActivationRows;
-    return reinterpret_cast<Number*>(block(r) + kActivationRows * cols) + numbers;
+    return reinterpret_cast<Number*>(block(r) + kActivationRows * code_bytes()) + numbers;
   }
 };
+
+constexpr int kHigh = 16;
 
 int64_t activation_stride(ActivationType type, int64_t cols);
 
@@ -88,9 +94,8 @@ enum class Peak { Int8, BF16, F32 };
 struct Kernels {
   const char* name;
 
-  void (*quantize_rows)(ActivationType type, bool round_to_bf16, Matrix x, Activations out, int64_t first,
-                        int64_t last);
-  void (*linear)(ActivationType type, const LinearPiece& piece);
+  void (*quantize_rows)(bool round_to_bf16, Matrix x, Activations out, int64_t first, int64_t last);
+  void (*linear)(const LinearPiece& piece);
   void (*rms_norm)(Matrix x, const float* weight, int64_t width, float eps, Matrix out, int64_t first, int64_t last);
   void (*silu_mul)(Matrix gate, Matrix up, Matrix out, int64_t first, int64_t last);
   void (*add)(Matrix a, Matrix b, Matrix out, int64_t first, int64_t last);

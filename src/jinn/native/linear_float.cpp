@@ -158,8 +158,8 @@ void piece_of(const LinearPiece& piece) {
 
 }  // namespace
 
-void linear_float(ActivationType type, const LinearPiece& piece) {
-  if (type == ActivationType::BF16) return piece_of<Bf16Pairs>(piece);
+void linear_float(const LinearPiece& piece) {
+  if (piece.input.type == ActivationType::BF16) return piece_of<Bf16Pairs>(piece);
   switch (piece.weight->format()) {
     case Format::F32:
       return piece_of<WidenF32>(piece);
@@ -176,9 +176,10 @@ void linear_float(ActivationType type, const LinearPiece& piece) {
   }
 }
 
-void linear(ActivationType type, const LinearPiece& piece) {
-  if (type == ActivationType::Int8) return linear_int8(piece);
-  linear_float(type, piece);
+void linear(const LinearPiece& piece) {
+  const ActivationType type = piece.input.type;
+  if (type == ActivationType::Int8 || type == ActivationType::Int12) return linear_integer(piece);
+  linear_float(piece);
 }
 
 }  // namespace jinn::JINN_ISA

@@ -5,10 +5,10 @@
 
 namespace jinn::JINN_ISA {
 
-void quantize_rows(ActivationType type, bool round_to_bf16, Matrix x, Activations out, int64_t first, int64_t last);
-void linear(ActivationType type, const LinearPiece& piece);
-void linear_int8(const LinearPiece& piece);
-void linear_float(ActivationType type, const LinearPiece& piece);
+void quantize_rows(bool round_to_bf16, Matrix x, Activations out, int64_t first, int64_t last);
+void linear(const LinearPiece& piece);
+void linear_integer(const LinearPiece& piece);
+void linear_float(const LinearPiece& piece);
 void rms_norm(Matrix x, const float* weight, int64_t width, float eps, Matrix out, int64_t first, int64_t last);
 void silu_mul(Matrix gate, Matrix up, Matrix out, int64_t first, int64_t last);
 void add(Matrix a, Matrix b, Matrix out, int64_t first, int64_t last);

@@ -53,8 +53,8 @@ class Quantize : public RowWise {
       : RowWise(out), x_(x), type_(type), round_to_bf16_(round_to_bf16) {}
   std::string name() const override { return "quantize"; }
   void rows(const Step& step, int64_t first, int64_t last) const override {
-    const Activations out{step.buffer(buffer_), step.row_bytes(buffer_), x_.cols};
-    step.kernels.quantize_rows(type_, round_to_bf16_, step.matrix(x_), out, first, last);
+    const Activations out{step.buffer(buffer_), step.row_bytes(buffer_), x_.cols, type_};
+    step.kernels.quantize_rows(round_to_bf16_, step.matrix(x_), out, first, last);
   }
 
  private:
@@ -209,14 +209,14 @@ class Linear : public Instruction {
     if (residual_.buffer >= 0) residual = step.matrix(residual_);
     LinearPiece piece{weights_[w].get(),
                       biases_[w].empty() ? nullptr : biases_[w].data(),
-                      {step.buffer(input_), step.row_bytes(input_), weights_[w]->cols()},
+                      {step.buffer(input_), step.row_bytes(input_), weights_[w]->cols(), type_},
                       step.matrix(outputs_[w]),
                       residual_.buffer >= 0 ? &residual : nullptr,
                       first,
                       last,
                       first_row,
                       last_row};
-    step.kernels.linear(type_, piece);
+    step.kernels.linear(piece);
   }
 
   int input_;
@@ -316,7 +316,8 @@ void Program::embed(Operand out, std::shared_ptr<PackedTensor> table) {
 }
 
 void Program::quantize(Operand x, ActivationType type, bool round_to_bf16, int out_buffer) {
-  expect(type != ActivationType::Int8 || x.cols % kGroup == 0, "[quantize] expected columns in groups of 32");
+  const bool is_integer = type == ActivationType::Int8 || type == ActivationType::Int12;
+  expect(!is_integer || x.cols % kGroup == 0, "[quantize] expected columns in groups of 32");
   append(std::make_unique<Quantize>(x, type, round_to_bf16, out_buffer));
 }
 

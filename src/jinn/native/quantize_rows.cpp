@@ -6,26 +6,40 @@
 namespace jinn::JINN_ISA {
 namespace {
 
-// A group of 32: scale = max |x| / 127, code = x * (127 / max |x|) to the nearest, ties to even.
-void quantize_group(const float* x, int8_t* codes, float& scale, float& scaled_sum, int32_t& sum) {
+float largest_magnitude(const float* x) {
   const f32x16 low = load(x), high = load(x + kLanes);
-  const float largest = reduce_max(max(max(low, -low), max(high, -high)));
-  const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
-  const i32x16 low_codes = __builtin_convertvector(round_to_integer(low * inverse), i32x16);
-  const i32x16 high_codes = __builtin_convertvector(round_to_integer(high * inverse), i32x16);
-  store_bytes(codes, low_codes);
-  store_bytes(codes + kLanes, high_codes);
-  sum = reduce_add(low_codes + high_codes);
-  scale = largest / 127.0f;
-  scaled_sum = scale * static_cast<float>(sum);
+  return reduce_max(max(max(low, -low), max(high, -high)));
 }
 
-void quantize_int8(const float* x, Activations out, int64_t row) {
+// Sixteen codes, x * inverse to the nearest, ties to even; returns their sum.
+template <bool IsWide>
+int32_t quantize_half(const float* x, float inverse, int8_t* out) {
+  const f32x16 rounded = round_to_integer(load(x) * inverse);
+  const i32x16 codes = __builtin_convertvector(rounded, i32x16);
+  if constexpr (IsWide) {
+    const i32x16 high = __builtin_convertvector(round_to_integer(rounded * (1.0f / kHigh)), i32x16);
+    store_bytes(out, high);
+    store_bytes(out + kGroup, codes - high * kHigh);
+  } else {
+    store_bytes(out, codes);
+  }
+  return reduce_add(codes);
+}
+
+// scale = max |x| / 127, code = round(x * (127 / max |x|)); 2032 in place of 127 for Int12.
+template <bool IsWide>
+void quantize_integer(const float* x, Activations out, int64_t row) {
+  constexpr float kLevels = IsWide ? 127.0f * kHigh : 127.0f;
   int8_t* codes = reinterpret_cast<int8_t*>(out.codes(row));
-  for (int64_t g = 0; g < out.cols / kGroup; ++g) {
+  for (int64_t g = 0; g < out.cols / kGroup; ++g, x += kGroup, codes += IsWide ? 2 * kGroup : kGroup) {
+    const float largest = largest_magnitude(x);
+    const float inverse = largest > 0.0f ? kLevels / largest : 0.0f;
+    const int32_t sum =
+        quantize_half<IsWide>(x, inverse, codes) + quantize_half<IsWide>(x + kLanes, inverse, codes + kLanes);
     const int64_t at = g * kActivationRows;
-    quantize_group(x + g * kGroup, codes + g * kGroup, out.scales(row)[at], out.scaled_sums(row)[at],
-                   out.sums(row)[at]);
+    out.scales(row)[at] = largest / kLevels;
+    out.sums(row)[at] = sum;
+    out.scaled_sums(row)[at] = out.scales(row)[at] * static_cast<float>(sum);
   }
 }
 
@@ -42,14 +56,21 @@ void copy_f32(const float* x, Activations out, int64_t row, bool round_to_bf16) 
 
 }  // namespace
 
-void quantize_rows(ActivationType type, bool round_to_bf16, Matrix x, Activations out, int64_t first, int64_t last) {
+void quantize_rows(bool round_to_bf16, Matrix x, Activations out, int64_t first, int64_t last) {
   for (int64_t row = first; row < last; ++row) {
-    if (type == ActivationType::Int8) {
-      quantize_int8(x.row(row), out, row);
-    } else if (type == ActivationType::BF16) {
-      round_bf16_pairs(x.row(row), out, row);
-    } else {
-      copy_f32(x.row(row), out, row, round_to_bf16);
+    switch (out.type) {
+      case ActivationType::F32:
+        copy_f32(x.row(row), out, row, round_to_bf16);
+        break;
+      case ActivationType::BF16:
+        round_bf16_pairs(x.row(row), out, row);
+        break;
+      case ActivationType::Int8:
+        quantize_integer<false>(x.row(row), out, row);
+        break;
+      case ActivationType::Int12:
+        quantize_integer<true>(x.row(row), out, row);
+        break;
     }
   }
 }

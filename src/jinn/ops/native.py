@@ -51,9 +51,9 @@ class Instruction:
 
 
 class NativeOps:
-    """The op protocol on symbolic values. `activations` is how inputs of integer weights are held: int8, bf16 or f32."""
+    """The op protocol on symbolic values. `activations` is how inputs of integer weights are held: int12, int8, bf16, f32."""
 
-    def __init__(self, activations: str = "int8") -> None:
+    def __init__(self, activations: str = "int12") -> None:
         self.activations = activations
         self.instructions: list[Instruction] = []
         self._activations_of: dict[tuple[SymbolicValue, str, bool], SymbolicValue] = {}
@@ -92,7 +92,7 @@ class NativeOps:
             return "bf16", False
         if weight_format in FLOAT_FORMATS or self.activations == "bf16":
             return "f32", self.activations == "bf16"
-        return "int8", False
+        return self.activations, False
 
     def _activation(self, x: SymbolicValue, kind: str, round_to_bf16: bool) -> SymbolicValue:
         """x as weights read it; made once and shared by all its readers."""

@@ -1,7 +1,7 @@
 """The definition of each op: the shortest correct torch, forward and gradient, on any device.
 
 `activations` repeats what the native kernels do to a linear's input, so that both can be compared closely:
-"int8" rounds it to int8 in groups of 32 where the weight is quantized, "bf16" to bfloat16, "f32" leaves it
+"int8" and "int12" round it to 8 or 12 bits in groups of 32 where the weight is quantized, "bf16" to bfloat16, "f32" leaves it
 alone. `PagedCache` is the plain twin of the native cache.
 """
 
@@ -18,6 +18,7 @@ from torch.nn import functional
 from jinn.ops.protocol import Batch, Context, KVSpec, Rope
 
 GROUP = 32
+LEVELS = {"int8": 127.0, "int12": 2032.0}
 FLOAT_FORMATS = ("F32", "F16", "BF16")
 
 
@@ -72,9 +73,9 @@ class ReferenceOps:
 
     def held(self, x: Tensor, weight_format: str) -> Tensor:
         """x as a weight of this format reads it."""
-        if self.activations == "int8" and weight_format not in FLOAT_FORMATS:
-            return int8_groups(x)
-        if self.activations == "bf16" or (self.activations == "int8" and weight_format == "BF16"):
+        if self.activations in LEVELS and weight_format not in FLOAT_FORMATS:
+            return integer_groups(x, LEVELS[self.activations])
+        if self.activations == "bf16" or (self.activations in LEVELS and weight_format == "BF16"):
             return x.bfloat16().float()
         return x
 
@@ -136,17 +137,17 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, context_len: int, scale: float) -> 
     return torch.einsum("htc,chd->thd", scores.masked_fill(is_hidden, float("-inf")).softmax(-1), v)
 
 
-def int8_groups(x: Tensor) -> Tensor:
-    """x [tokens, features] rounded to int8 in groups of 32 columns, and back."""
-    return _int8(x.reshape(len(x), -1, GROUP)).flatten(-2)
+def integer_groups(x: Tensor, levels: float) -> Tensor:
+    """x [tokens, features] rounded to integers up to `levels` in groups of 32 columns, and back."""
+    return _rounded(x.reshape(len(x), -1, GROUP), levels).flatten(-2)
 
 
-def _int8(x: Tensor) -> Tensor:
-    """Rounded along the last axis: scale = max|x| / 127, code = round(x * (127 / max|x|)), ties to even."""
+def _rounded(x: Tensor, levels: float) -> Tensor:
+    """Along the last axis: scale = max|x| / levels, code = round(x * (levels / max|x|)), ties to even."""
     largest = x.abs().amax(-1, keepdim=True)
-    quotient = torch.full_like(largest, 127.0) / largest  # 127.0 / largest would multiply by a reciprocal
+    quotient = torch.full_like(largest, levels) / largest  # levels / largest would multiply by a reciprocal
     inverse = torch.where(largest > 0, quotient, torch.zeros_like(largest))
-    return (x * inverse).round() * (largest / 127.0)
+    return (x * inverse).round() * (largest / levels)
 
 
 class PagedCache:
@@ -185,4 +186,4 @@ class PagedCache:
     def _rounded(self, x: Tensor) -> Tensor:
         if self.dtype == "bf16":
             return x.bfloat16().float()
-        return _int8(x) if self.dtype == "int8" else x.float()
+        return _rounded(x, LEVELS["int8"]) if self.dtype == "int8" else x.float()

@@ -1,4 +1,4 @@
-// y = x W^T for quantized weights and int8 activations, in groups of 32 columns.
+// y = x W^T for quantized weights and integer activations, in groups of 32 columns.
 //
 // Per output and group: an exact integer dot product, then y += float(dot) * (scale * activation scale), and for
 // formats with minima y += min * scaled sum of the activations. Groups are added in order, so a number does not depend
@@ -45,22 +45,32 @@ JINN_INLINE uint32_t word_at(const uint8_t* codes, int64_t w) {
   return word;
 }
 
-// One tile for R rows.
-template <class Codes, int R>
+template <bool IsWide>
+JINN_INLINE i32x16 dot_group(const u32x16* words, const uint8_t* x) {
+  i32x16 dot{};
+  for (int w = 0; w < kGroupWords; ++w) dot = dot_u8s8(dot, words[w], word_at(x, w));
+  if constexpr (IsWide) {
+    dot = dot * kHigh;
+    for (int w = 0; w < kGroupWords; ++w) dot = dot_u8s8(dot, words[w], word_at(x + kGroup, w));
+  }
+  return dot;
+}
+
+// One tile for R rows, which lie in one block of activations.
+template <class Codes, bool IsWide, int R>
 void tile_rows(const LinearPiece& piece, int64_t tile, int64_t first_row) {
+  constexpr int kGroupBytes = IsWide ? 2 * kGroup : kGroup;
   const PackedTensor& weight = *piece.weight;
   const uint8_t* codes = weight.tile(tile);
   const uint16_t* scales = reinterpret_cast<const uint16_t*>(codes + weight.layout().scales);
   const uint16_t* mins = reinterpret_cast<const uint16_t*>(codes + weight.layout().mins);
-  const int64_t num_groups = weight.cols() / kGroup;
   const uint8_t* x[R];
   for (int r = 0; r < R; ++r) x[r] = piece.input.codes(first_row + r);
-  // Rows of one call lie in one block of activations, so that these serve all of them.
   const float* row_scales = piece.input.scales(first_row);
-  const float* row_scaled_sums = piece.input.scaled_sums(first_row);
   const int32_t* row_sums = piece.input.sums(first_row);
+  const float* row_scaled_sums = piece.input.scaled_sums(first_row);
   f32x16 y[R] = {};
-  for (int64_t g = 0; g < num_groups; ++g) {
+  for (int64_t g = 0, end = weight.cols() / kGroup; g < end; ++g) {
     u32x16 words[kGroupWords];
     Codes::load_group(codes + g * Codes::kWordsPerGroup * 64, words);
     const f32x16 scale = load_f16(scales + g * kLanes);
@@ -69,8 +79,7 @@ void tile_rows(const LinearPiece& piece, int64_t tile, int64_t first_row) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const int64_t at = g * kActivationRows + r;
-      i32x16 dot = i32x16{} - Codes::kOffset * row_sums[at];
-      for (int w = 0; w < kGroupWords; ++w) dot = dot_u8s8(dot, words[w], word_at(x[r] + g * kGroup, w));
+      const i32x16 dot = dot_group<IsWide>(words, x[r] + g * kGroupBytes) - Codes::kOffset * row_sums[at];
       y[r] = fma(to_float(dot), scale * row_scales[at], y[r]);
       if constexpr (Codes::kHasMins) y[r] = fma(min, set1(row_scaled_sums[at]), y[r]);
     }
@@ -79,26 +88,35 @@ void tile_rows(const LinearPiece& piece, int64_t tile, int64_t first_row) {
   for (int r = 0; r < R; ++r) store_tile(piece, tile, first_row + r, y[r]);
 }
 
-template <class Codes>
+template <class Codes, bool IsWide>
 void piece_of(const LinearPiece& piece) {
 #if defined(JINN_AMX)
-  const AmxTiles tiles;
+  const AmxTiles tiles(AmxKernel<Codes, IsWide>::kCols);
 #endif
   for (int64_t tile = piece.first_tile; tile < piece.last_tile; ++tile) {
     int64_t row = piece.first_row;
 #if defined(JINN_AMX)
-    row = amx_rows<Codes>(piece, tile);
+    row = amx_rows<Codes, IsWide>(piece, tile);
 #endif
-    for (; row + 8 <= piece.last_row; row += 8) tile_rows<Codes, 8>(piece, tile, row);
-    for (; row + 4 <= piece.last_row; row += 4) tile_rows<Codes, 4>(piece, tile, row);
-    for (; row + 2 <= piece.last_row; row += 2) tile_rows<Codes, 2>(piece, tile, row);
-    for (; row < piece.last_row; ++row) tile_rows<Codes, 1>(piece, tile, row);
+    for (; row + 8 <= piece.last_row; row += 8) tile_rows<Codes, IsWide, 8>(piece, tile, row);
+    for (; row + 4 <= piece.last_row; row += 4) tile_rows<Codes, IsWide, 4>(piece, tile, row);
+    for (; row + 2 <= piece.last_row; row += 2) tile_rows<Codes, IsWide, 2>(piece, tile, row);
+    for (; row < piece.last_row; ++row) tile_rows<Codes, IsWide, 1>(piece, tile, row);
+  }
+}
+
+template <class Codes>
+void piece_of(const LinearPiece& piece) {
+  if (piece.input.type == ActivationType::Int12) {
+    piece_of<Codes, true>(piece);
+  } else {
+    piece_of<Codes, false>(piece);
   }
 }
 
 }  // namespace
 
-void linear_int8(const LinearPiece& piece) {
+void linear_integer(const LinearPiece& piece) {
   switch (piece.weight->format()) {
     case Format::Q8_0:
       return piece_of<Bytes>(piece);
