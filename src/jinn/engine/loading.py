@@ -1,4 +1,4 @@
-"""From a path to a model that runs: opens the checkpoint, packs its weights, records the program, sizes the cache."""
+"""From a path to a model that runs: opens the checkpoint, packs its weights, records its program."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ from jinn.weights.errors import WeightsError
 from jinn.weights.quantize import dequantize
 
 _SAMPLED_BYTES = 256  # of each end of a tensor
+# Tensors that repeat another or the config: a tied head, rotary frequencies.
+_DERIVED_TENSORS = ("lm_head.weight", "rotary_emb.inv_freq", "rope_freqs.weight")
 
 Progress = Callable[[int, int], None]
 """Takes the bytes loaded so far, and all."""
 
 
 def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, ModelInfo]:
-    """Load the model of `config` for the native kernels. Raises WeightsError or ConfigError, one line each."""
+    """Load the model of `config` for the native kernels. Raises WeightsError or ConfigError, one line."""
     with open_checkpoint(config.model) as checkpoint:
         model = model_of(checkpoint)
         pool = _native.ThreadPool(config.num_threads or _native.default_num_threads())
         kernels = _native.choose_kernels(env.isa() or "")
         parameters = load_parameters(model, checkpoint, pool, progress)
-        info = model_info(model, checkpoint, kernels.name)
+        info = model_info(model, checkpoint, f"{kernels.name}-{config.activations}-{config.kv_cache_dtype}")
     instructions, logits = record(model, tree(parameters), config.activations)
     program = compile_program(fuse(instructions), logits, pool, kernels)
     layers = [(s.num_kv_heads, s.key_dim, s.value_dim) for s in model.kv_specs()]
@@ -81,15 +83,20 @@ def _load(checkpoint: Checkpoint, spec: ParameterSpec, origin: Origin, pool: _na
 def check_tensors(
     specs: Mapping[str, ParameterSpec], origins: Mapping[str, Origin], checkpoint: Checkpoint
 ) -> None:
-    """Raise WeightsError for the first parameter that the checkpoint lacks or has in another shape."""
+    """Raise WeightsError for the first parameter that the checkpoint lacks, has in another shape or adds."""
     for name, spec in specs.items():
         info = checkpoint.tensors.get(origins[name].name)
         if info is None:
             raise WeightsError(f"{checkpoint.path}: tensor {origins[name].name!r} is missing")
         if info.shape != spec.shape:
             raise WeightsError(
-                f"{checkpoint.path}: tensor {info.name!r} has shape {list(info.shape)}, not {list(spec.shape)}"
+                f"{checkpoint.path}: tensor {info.name!r} has shape {list(info.shape)}, "
+                f"not {list(spec.shape)}"
             )
+    used = {origin.name for origin in origins.values()}
+    for name in checkpoint.tensors:
+        if name not in used and not name.endswith(_DERIVED_TENSORS):
+            raise WeightsError(f"{checkpoint.path}: tensor {name!r} is none of the model's")
     vocabulary = checkpoint.config_source.get("tokenizer.ggml.tokens", ())
     rows = specs["model.embed_tokens.weight"].shape[0]
     if len(vocabulary) > rows:
@@ -98,21 +105,23 @@ def check_tensors(
         )
 
 
-def model_info(model: Model, checkpoint: Checkpoint, isa: str) -> ModelInfo:
+def model_info(model: Model, checkpoint: Checkpoint, arithmetic: str) -> ModelInfo:
     """What the engine needs to know besides the runner."""
     defaults = generation_defaults(checkpoint)
-    return ModelInfo(model.max_position_embeddings, defaults.eos_token_ids, fingerprint(checkpoint, isa))
+    return ModelInfo(
+        model.max_position_embeddings, defaults.eos_token_ids, fingerprint(checkpoint, arithmetic)
+    )
 
 
-def fingerprint(checkpoint: Checkpoint, isa: str) -> str:
-    """Names what the bytes of an answer depend on: the weights, the build and the instruction set.
+def fingerprint(checkpoint: Checkpoint, arithmetic: str) -> str:
+    """Names what an answer's bytes depend on: the weights, the build, the instruction set and the precisions.
 
-    The weights enter by their tensors' names, shapes, types and places and both ends of their data, since reading all
-    of it would cost seconds.
+    The weights enter by their tensors' names, shapes, types and places and both ends of their data, since
+    reading all of it would cost seconds.
     """
     digest = hashlib.sha256()
     for info in checkpoint.tensors.values():
         data = checkpoint.data(info.name)
         digest.update(f"{info.name} {info.format.name} {info.shape} {info.offset}\n".encode())
         digest.update(data[:_SAMPLED_BYTES].tobytes() + data[-_SAMPLED_BYTES:].tobytes())
-    return f"jinn-{metadata.version('jinn')}-{isa}-{digest.hexdigest()[:16]}"
+    return f"jinn-{metadata.version('jinn')}-{arithmetic}-{digest.hexdigest()[:16]}"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from jinn import _native
 from jinn.engine.messages import TokenLogprobs
-from jinn.engine.sampler import SampleRow, SampledToken
+from jinn.engine.sampler import SampledToken, SampleRow
 from jinn.ops.protocol import Batch, IntArray
 
 

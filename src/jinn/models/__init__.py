@@ -1,1 +1,1 @@
-"""What each model family is: config, parameters, blocks and costs, written once against the op set. No torch."""
+"""What each model family is: config, parameters and blocks, written once against the op set. No torch."""

@@ -32,7 +32,7 @@ class GenerationDefaults:
 
 
 def generation_defaults(checkpoint: Checkpoint) -> GenerationDefaults:
-    """From generation_config.json and config.json, or GGUF's metadata. Raises ConfigError naming the field."""
+    """From the JSON configs, or GGUF's metadata. Raises ConfigError naming the field."""
     if checkpoint.kind == "gguf":
         return _from_gguf(checkpoint.config_source)
     config = {**checkpoint.config_source, **checkpoint.generation_config}

@@ -220,7 +220,9 @@ class Llama:
 
 
 def half_split_rows(num_heads: int, head_dim: int) -> npt.NDArray[np.int32]:
-    """Undo the order that GGUF's llama has for q and k, whose rotated pairs are neighbours (2i, 2i + 1), so that pairs
-    are (i, i + head_dim / 2) as on Hugging Face."""
+    """For each row of q or k as Hugging Face has it, the row of GGUF's llama.
+
+    GGUF rotates neighbours (2i, 2i + 1), Hugging Face halves (i, i + head_dim / 2).
+    """
     rows = np.arange(num_heads * head_dim, dtype=np.int32)
     return np.ascontiguousarray(rows.reshape(num_heads, head_dim // 2, 2).swapaxes(1, 2).reshape(-1))

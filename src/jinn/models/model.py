@@ -44,7 +44,7 @@ class Model(Protocol):
         ...
 
     def flops(self, num_tokens: int, context_len: int) -> float:
-        """Floating-point operations to compute `num_tokens` new tokens whose last one sees `context_len` positions."""
+        """Operations to compute `num_tokens` new tokens, the last of which sees `context_len` positions."""
         ...
 
     def forward(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:

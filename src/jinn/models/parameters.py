@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Parallel = Literal["column", "row", "replicated"]
-"""How tensor parallelism splits a weight: its rows, its columns (the results are then summed), or not at all."""
+"""How tensor parallelism splits a weight: by rows, by columns (and sums the results), or not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class ParameterSpec:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The checkpoint's tensor behind a parameter: row `i` is row `row_order[i]` of it (None: the same row)."""
+    """The checkpoint's tensor behind a parameter; row `i` is its row `row_order[i]` (None: row `i`)."""
 
     name: str
     row_order: npt.NDArray[np.int32] | None = None

@@ -18,6 +18,7 @@ def model_of(checkpoint: Checkpoint) -> Model:
     if family is None:
         supported = ", ".join(sorted(FAMILIES))
         raise ConfigError(
-            f"{checkpoint.path}: architecture {checkpoint.architecture!r} is not supported; supported are {supported}"
+            f"{checkpoint.path}: architecture {checkpoint.architecture!r} is not supported; "
+            f"supported are {supported}"
         )
     return family.from_checkpoint(checkpoint)

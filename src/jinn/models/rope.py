@@ -45,7 +45,7 @@ def plain_frequencies(theta: float, rotary_dim: int) -> np.ndarray[Any, np.dtype
 
 
 def _llama3_divisors(frequencies: np.ndarray[Any, Any], fields: Fields) -> np.ndarray[Any, Any]:
-    """1 for short wavelengths, `factor` for long ones, and a blend between (transformers, modeling_rope_utils)."""
+    """1 for short wavelengths, `factor` for long ones, else a blend (modeling_rope_utils)."""
     factor = fields.number("factor")
     low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
     if high <= low:

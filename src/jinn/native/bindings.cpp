@@ -224,7 +224,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("num_threads", &ThreadPool::size);
 
   nb::class_<PackedTensor>(m, "PackedTensor", "A weight [rows, cols] as the kernels read it.")
-      .def_prop_ro("shape", [](const PackedTensor& p) { return nb::make_tuple(p.rows(), p.cols()); })
+      .def_prop_ro("shape", [](const PackedTensor& p) { return std::make_tuple(p.rows(), p.cols()); })
       .def_prop_ro("format", [](const PackedTensor& p) { return std::string(info(p.format()).name); })
       .def_prop_ro("nbytes", &PackedTensor::nbytes)
       .def("dequantize", &dequantize, "The values, float32 [rows, cols].");

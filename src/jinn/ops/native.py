@@ -1,7 +1,7 @@
-"""Records a model as a Program for the C++ kernels: calls on symbolic values become instructions over planned buffers.
+"""Records a model for the C++ kernels: calls on symbolic values become instructions over planned buffers.
 
-Three steps: `NativeOps` writes down what the model asks for, `fuse` merges neighbours that one kernel can do, and
-`compile_program` gives buffers their places and hands everything to C++. No torch.
+Three steps: `NativeOps` writes down what the model asks for, `fuse` merges neighbours that one kernel can do,
+and `compile_program` gives buffers their places and hands everything to C++. No torch.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ class Instruction:
 
 
 class NativeOps:
-    """The op protocol on symbolic values. `activations` is how inputs of integer weights are held: int12, int8, bf16, f32."""
+    """The op protocol on symbolic values.
+
+    `activations` is how inputs of integer weights are held: int12, int8, bf16 or f32.
+    """
 
     def __init__(self, activations: str = "int12") -> None:
         self.activations = activations
@@ -188,8 +191,8 @@ def fuse(instructions: Sequence[Instruction]) -> list[Instruction]:
 def stages(instructions: Sequence[Instruction]) -> list[list[Instruction]]:
     """Runs of instructions that need no barrier between them.
 
-    Row-wise instructions on the same kind of rows run one after another on a few rows at a time; anything else has a
-    stage to itself.
+    Row-wise instructions on the same kind of rows run one after another on a few rows at a time; anything
+    else has a stage to itself.
     """
     runs: list[list[Instruction]] = []
     last_kind = None

@@ -1,8 +1,8 @@
 """The op set on one page: what a model may ask for, and what each op means.
 
-A value is a 2-D float tensor `[tokens, features]`. The tokens of all sequences are packed end to end, for training and
-for serving alike. Heads are attributes of an op: head `h` of `n` occupies columns `h * d` to `(h + 1) * d`.
-`reference.py` is the definition of each op; `native.py` records them for the C++ kernels.
+A value is a 2-D float tensor `[tokens, features]`. The tokens of all sequences are packed end to end, for
+training and for serving alike. Heads are attributes of an op: head `h` of `n` occupies columns `h * d` to
+`(h + 1) * d`. `reference.py` is the definition of each op; `native.py` records them for the C++ kernels.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ IntArray = npt.NDArray[np.int32]
 class Batch:
     """The packed tokens of one step, and where each sequence's keys and values lie.
 
-    Sequence `s` owns tokens `query_start[s]` to `query_start[s + 1]`; their positions are consecutive and end at
-    `context_lens[s] - 1`. The key of position `p` is stored in block `block_tables[s, p // block_size]`.
+    Sequence `s` owns tokens `query_start[s]` to `query_start[s + 1]`; their positions are consecutive and end
+    at `context_lens[s] - 1`. The key of position `p` lies in block `block_tables[s, p // block_size]`.
     """
 
     token_ids: IntArray  # [num_tokens]
@@ -39,8 +39,8 @@ class Batch:
 class Rope:
     """Rotary positions: angle of pair i at position p is `p * inv_freq[i]`, in float32.
 
-    Pairs are (i, i + r/2) of the first r = 2 * len(inv_freq) columns of each head, or (2i, 2i + 1) if `is_interleaved`;
-    further columns pass through. cos and sin are multiplied by `attention_factor`.
+    Pairs are (i, i + r/2) of the first r = 2 * len(inv_freq) columns of each head, or (2i, 2i + 1) if
+    `is_interleaved`; further columns pass through. cos and sin are multiplied by `attention_factor`.
     """
 
     inv_freq: tuple[float, ...]
@@ -50,7 +50,7 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class KVSpec:
-    """What one attention layer keeps per token: `num_kv_heads` keys of `key_dim` and values of `value_dim`."""
+    """What an attention layer keeps per token: `num_kv_heads` keys of `key_dim`, values of `value_dim`."""
 
     num_kv_heads: int
     key_dim: int
@@ -74,7 +74,7 @@ class Context:
 
 
 class Ops(Protocol[Value]):
-    """Every op takes and returns values; `node` is a parameter node with a `weight` and, where it has one, a `bias`."""
+    """Ops take and return values; a `node` has a `weight` and may have a `bias`."""
 
     def embed(self, node: Any, ctx: Context) -> Value:
         """Rows `batch.token_ids` of `weight` [vocab_size, hidden_size], in float32."""
@@ -93,7 +93,7 @@ class Ops(Protocol[Value]):
         ...
 
     def rms_norm(self, x: Value, node: Any, eps: float) -> Value:
-        """`x / sqrt(mean(x^2) + eps) * weight` over each run of len(weight) columns: the whole row, or each head."""
+        """`x / sqrt(mean(x^2) + eps) * weight` over runs of len(weight) columns: rows, or heads."""
         ...
 
     def rope(self, x: Value, ctx: Context, rope: Rope, num_heads: int) -> Value:

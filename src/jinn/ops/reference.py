@@ -1,8 +1,8 @@
 """The definition of each op: the shortest correct torch, forward and gradient, on any device.
 
 `activations` repeats what the native kernels do to a linear's input, so that both can be compared closely:
-"int8" and "int12" round it to 8 or 12 bits in groups of 32 where the weight is quantized, "bf16" to bfloat16, "f32" leaves it
-alone. `PagedCache` is the plain twin of the native cache.
+"int8" and "int12" round it to 8 or 12 bits in groups of 32 where the weight is quantized, "bf16" to
+bfloat16, "f32" leaves it alone. `PagedCache` is the plain twin of the native cache.
 """
 
 from __future__ import annotations
