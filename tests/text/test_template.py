@@ -58,9 +58,8 @@ def random_content(rng: random.Random) -> str:
         "",
         "a" * 300,
     )
-    return rng.choice(texts) + official.random_text(rng, ["|", "<", ">"]).replace("<|im_", "").replace(
-        "think", "thank"
-    ).replace("\x1d", "")
+    text = rng.choice(texts) + official.random_text(rng, ["|", "<", ">"])
+    return official.LOSSY.sub("", text).replace("<|im_", "").replace("think", "thank")
 
 
 def random_conversation(rng: random.Random, *, with_tools: bool) -> dict[str, Any]:
