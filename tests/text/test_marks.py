@@ -226,6 +226,11 @@ def test_a_token_of_one_character_cannot_be_kept_apart() -> None:
         Marker({"|": AddedToken(0, TokenKind.CONTROL)}, frozenset(), "")
 
 
+def test_without_added_tokens_there_is_nothing_to_mark() -> None:
+    text = "<" * 1_000_000  # a look at every suffix would take hours
+    assert Marker({}, frozenset(), text).mark(text) == text
+
+
 def test_escaped_json_holds_no_marks() -> None:
     template = ChatTemplate("{{ messages[0].content|tojson(ensure_ascii=true) }}")
     ids = encode_chat(

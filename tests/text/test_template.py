@@ -217,6 +217,16 @@ def test_a_malformed_message_is_named(messages: Any, reason: str) -> None:
         encode_chat(official.smollm2(), template, messages)
 
 
+def test_fields_that_nest_too_deeply_are_refused() -> None:
+    nested: Any = "x"
+    for _ in range(2_000):
+        nested = [nested]
+    with pytest.raises(ValueError, match="nest too deeply"):
+        encode_chat(
+            official.smollm2(), ChatTemplate("{{ tools|length }}"), USER, tools=[{"function": nested}]
+        )
+
+
 def test_null_fields_are_as_if_absent() -> None:
     template = ChatTemplate("{{ messages[0].content is defined }}{{ messages[0].name is defined }}")
     ids = encode_chat(official.smollm2(), template, [{"role": "user", "content": None, "name": None}])

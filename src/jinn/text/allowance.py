@@ -14,9 +14,9 @@ from typing import Any
 from jinja2.exceptions import SecurityError, TemplateRuntimeError
 from jinja2.runtime import Undefined
 
-_BASE_UNITS = 500_000  # about a tenth of a second
+_BASE_UNITS = 500_000  # 0.2 s at worst
 _UNITS_PER_INPUT_UNIT = 4_000  # room to compare every message with every other
-_MAX_UNITS = 100_000_000
+_MAX_UNITS = 40_000_000  # about five seconds
 CHARS_PER_UNIT = 8
 _HOOK_UNITS = 16  # for the check itself, which outweighs a small operation
 _VALUE_UNITS = 4  # to look at one value

@@ -104,7 +104,7 @@ class _Spellings:
         return self._captured.split(text)
 
     def ends_as_one_starts(self, text: str) -> bool:
-        tail = text[-self._reach :]
+        tail = text[max(0, len(text) - self._reach) :]
         return any(tail[start:] in self._heads for start in range(len(tail)))
 
     def starts_as_one_ends(self, text: str) -> bool:

@@ -122,18 +122,36 @@ def encode_chat(
     """
     if template is None:
         raise TemplateError("this model has no chat template; give one with --chat-template")
-    plain = plain_messages(messages)
-    marker = Marker(tokenizer.added_tokens, template.words, (plain, tools, kwargs))
+    try:
+        return _encode_marked(
+            tokenizer,
+            template,
+            plain_messages(messages),
+            {**kwargs, "tools": tools},
+            add_generation_prompt=add_generation_prompt,
+        )
+    except RecursionError:
+        raise ValueError("messages or tools nest too deeply") from None
+
+
+def _encode_marked(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: list[dict[str, Any]],
+    variables: dict[str, Any],
+    *,
+    add_generation_prompt: bool,
+) -> list[int]:
+    marker = Marker(tokenizer.added_tokens, template.words, (messages, variables))
     render = functools.partial(
         template.render,
-        tools=None if tools is None else [marker.mark(tool) for tool in tools],
         add_generation_prompt=add_generation_prompt,
         bos_token=_token_text(tokenizer, tokenizer.bos_token_id),
         eos_token=_token_text(tokenizer, next(iter(tokenizer.eos_token_ids), None)),
-        **{name: marker.mark(value) for name, value in kwargs.items()},
+        **{name: marker.mark(value) for name, value in variables.items()},
     )
     try:
-        rendered = _render_any(render, [marker.mark_message(message) for message in plain])
+        rendered = _render_any(render, [marker.mark_message(message) for message in messages])
     except TemplateError as error:  # it may quote what was marked
         raise TemplateError(marker.strip(str(error))) from None
     spans = [marker.strip(span) if isinstance(span, str) else span for span in tokenizer.split(rendered)]
