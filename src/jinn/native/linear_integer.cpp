@@ -45,15 +45,15 @@ JINN_INLINE uint32_t word_at(const uint8_t* codes, int64_t w) {
   return word;
 }
 
-template <bool IsWide>
-JINN_INLINE i32x16 dot_group(const u32x16* words, const uint8_t* x) {
-  i32x16 dot{};
-  for (int w = 0; w < kGroupWords; ++w) dot = dot_u8s8(dot, words[w], word_at(x, w));
-  if constexpr (IsWide) {
-    dot = dot * kHigh;
-    for (int w = 0; w < kGroupWords; ++w) dot = dot_u8s8(dot, words[w], word_at(x + kGroup, w));
+// Adds the products of one group's words with each row's codes at `offset`. Word by word, so that the rows' chains of
+// sums run side by side.
+template <int R>
+JINN_INLINE void add_products(const u32x16* words, const uint8_t* const* x, int64_t offset, i32x16* dots) {
+#pragma GCC unroll 8
+  for (int w = 0; w < kGroupWords; ++w) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) dots[r] = dot_u8s8(dots[r], words[w], word_at(x[r] + offset, w));
   }
-  return dot;
 }
 
 // One tile for R rows, which lie in one block of activations.
@@ -76,10 +76,17 @@ void tile_rows(const LinearPiece& piece, int64_t tile, int64_t first_row) {
     const f32x16 scale = load_f16(scales + g * kLanes);
     f32x16 min{};
     if constexpr (Codes::kHasMins) min = load_f16(mins + g * kLanes);
+    i32x16 dots[R] = {};
+    add_products<R>(words, x, g * kGroupBytes, dots);
+    if constexpr (IsWide) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) dots[r] *= kHigh;
+      add_products<R>(words, x, g * kGroupBytes + kGroup, dots);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const int64_t at = g * kActivationRows + r;
-      const i32x16 dot = dot_group<IsWide>(words, x[r] + g * kGroupBytes) - Codes::kOffset * row_sums[at];
+      const i32x16 dot = dots[r] - Codes::kOffset * row_sums[at];
       y[r] = fma(to_float(dot), scale * row_scales[at], y[r]);
       if constexpr (Codes::kHasMins) y[r] = fma(min, set1(row_scaled_sums[at]), y[r]);
     }

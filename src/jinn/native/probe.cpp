@@ -33,6 +33,7 @@ JINN_INLINE uint32_t run(int64_t rounds, Step step) {
     }
   }
   uint32_t mixed = 0;
+#pragma GCC unroll 12
   for (int i = 0; i < kAccumulators; ++i) mixed ^= bit_cast<u32x16>(sums[i])[0];
   return mixed;
 }
