@@ -171,17 +171,20 @@ class Worker {
     const uint8_t* head = head_of(position);
     const int key_words = layer_.key_dim / Word::kPer;
     const uint8_t* words = head + static_cast<int64_t>(in_block / kLanes) * key_words * 64;
-    f32x16 even[R] = {}, odd[R] = {};
-    for (int i = 0; i < layer_.key_dim; i += 2) {
-      const f32x16 a = Word::part(load_as<u32x16>(words + i / Word::kPer * 64), i % Word::kPer);
-      const f32x16 b = Word::part(load_as<u32x16>(words + (i + 1) / Word::kPer * 64), (i + 1) % Word::kPer);
-      for (int r = 0; r < R; ++r) {
-        even[r] = fma(a, set1(rows[r].query[i]), even[r]);
-        odd[r] = fma(b, set1(rows[r].query[i + 1]), odd[r]);
+    constexpr int kWords = Word::kPer == 1 ? 2 : 1;  // that make pairs of columns
+    f32x16 sums[2][R] = {};
+    for (int w = 0; w < key_words; w += kWords) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kWords * Word::kPer; ++i) {
+        const f32x16 key = Word::part(load_as<u32x16>(words + (w + i / Word::kPer) * 64), i % Word::kPer);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          sums[i % 2][r] = fma(key, set1(rows[r].query[w * Word::kPer + i]), sums[i % 2][r]);
+        }
       }
     }
     for (int r = 0; r < R; ++r) {
-      f32x16 score = (even[r] + odd[r]) * piece_.scale;
+      f32x16 score = (sums[0][r] + sums[1][r]) * piece_.scale;
       if constexpr (Word::kScaled) score = score * load(scales(head, layer_.key_scales) + in_block);
       store(partial_.scores[r] + at, score);
     }
@@ -247,29 +250,41 @@ class Worker {
                     int first_row, int first_vec = 0) {
     const int width = V == 1 ? part_width(col) : kLanes;
     f32x16 sums[R][V];  // apart from acc, which the compiler must take for memory that loads may alias
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sums[r][v] = acc[r][first_vec + v];
     }
-    for (; at < end; ++at, ++in_block) {
+    // Keys come word by word; only the last word may be used in part.
+    for (; at < end; at += Word::kPer, in_block += Word::kPer) {
       const uint8_t* words =
           head + layer_.values + (static_cast<int64_t>(in_block / Word::kPer) * layer_.value_dim + col) * 4;
-      float p[R];
-      for (int r = 0; r < R; ++r) {
-        p[r] = partial_.scores[first_row + r][at];
-        if constexpr (Word::kScaled) p[r] *= scales(head, layer_.value_scales)[in_block];
-      }
-      for (int v = 0; v < V; ++v) {
-        u32x16 word{};
-        if (V > 1) {
-          word = load_as<u32x16>(words + 64 * v);
-        } else {
-          std::memcpy(&word, words + 64 * v, static_cast<size_t>(width) * 4);
+      u32x16 word[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v)
+        word[v] = V == 1 ? bit_cast<u32x16>(load_part(reinterpret_cast<const float*>(words), width))
+                         : load_as<u32x16>(words + 64 * v);
+#pragma GCC unroll 4
+      for (int i = 0; i < Word::kPer; ++i) {
+        if (at + i == end) break;
+        f32x16 p[R];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          float weight = partial_.scores[first_row + r][at + i];
+          if constexpr (Word::kScaled) weight *= scales(head, layer_.value_scales)[in_block + i];
+          p[r] = set1(weight);
         }
-        const f32x16 value = Word::part(word, in_block % Word::kPer);
-        for (int r = 0; r < R; ++r) sums[r][v] = fma(value, set1(p[r]), sums[r][v]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+          const f32x16 value = Word::part(word[v], i);
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r) sums[r][v] = fma(value, p[r], sums[r][v]);
+        }
       }
     }
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
       for (int v = 0; v < V; ++v) acc[r][first_vec + v] = sums[r][v];
     }
   }
