@@ -152,7 +152,13 @@ class Worker {
       keys[r] = static_cast<int>(left < 0 ? 0 : left > kPartition ? kPartition : left);
       most = keys[r] > most ? keys[r] : most;
     }
-    for (int at = 0; at < most; at += kLanes) score_lanes<R>(rows, start, at);
+    for (int at = 0; at < most;) {
+      const int in_block = static_cast<int>((start + at) % cache_.block_size());
+      const uint8_t* head = head_of(start + at);
+      for (int lane = in_block; lane < cache_.block_size() && at < most; lane += kLanes, at += kLanes) {
+        score_lanes<R>(rows, head, lane, at);
+      }
+    }
     for (int r = 0; r < R; ++r) softmax(keys[r], r);
     for (int col = 0; col < layer_.value_dim; col += kMaxValueVecs * kLanes) values<R>(rows, start, keys, col);
     for (int r = 0; r < R; ++r) {
@@ -165,10 +171,7 @@ class Worker {
 
   // Scores of 16 positions for R rows; even and odd columns are summed apart, then together.
   template <int R>
-  void score_lanes(const Row* rows, int64_t start, int at) {
-    const int64_t position = start + at;
-    const int in_block = static_cast<int>(position % cache_.block_size());
-    const uint8_t* head = head_of(position);
+  void score_lanes(const Row* rows, const uint8_t* head, int in_block, int at) {
     const int key_words = layer_.key_dim / Word::kPer;
     const uint8_t* words = head + static_cast<int64_t>(in_block / kLanes) * key_words * 64;
     constexpr int kWords = Word::kPer == 1 ? 2 : 1;  // that make pairs of columns

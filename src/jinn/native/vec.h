@@ -31,7 +31,7 @@ JINN_INLINE To bit_cast(From from) {
   return to;
 }
 
-JINN_INLINE f32x16 set1(float x) { return f32x16{} + x; }
+JINN_INLINE f32x16 set1(float x) { return f32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 JINN_INLINE u32x16 set1_bits(uint32_t x) { return u32x16{} + x; }
 
 template <class Vector>
