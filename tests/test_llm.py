@@ -74,7 +74,7 @@ def test_public_names():
 def test_serving_imports_no_torch(tiny_path):
     code = (
         "import sys, jinn; jinn.LLM(sys.argv[1], cache_memory=2**20).generate('a');"
-        "print(*({'torch', 'transformers', 'gguf', 'fastapi', 'rich'} & set(sys.modules)))"
+        "print(*({'torch', 'transformers', 'gguf', 'starlette', 'rich'} & set(sys.modules)))"
     )
     assert run_python(code, tiny_path) == []
 

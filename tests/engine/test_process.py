@@ -308,5 +308,5 @@ def test_the_engine_process_imports_neither_torch_nor_the_server():
     code = "import sys, jinn.engine.process, jinn.engine.client; print(*sys.modules)"
     command = [sys.executable, "-c", code]
     names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()  # noqa: S603
-    for name in ("torch", "transformers", "gguf", "fastapi", "pydantic", "tokenizers", "jinn.server"):
+    for name in ("torch", "transformers", "gguf", "starlette", "pydantic", "tokenizers", "jinn.server"):
         assert name not in names

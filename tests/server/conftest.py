@@ -6,7 +6,7 @@ import inspect
 import httpx
 import pytest
 
-from jinn.server.app import App, create_app
+from jinn.server.app import App
 from jinn.server.config import ServerConfig
 from jinn.server.service import Service
 
@@ -42,7 +42,7 @@ def service(engine: FakeEngine, config: ServerConfig) -> Service:
 
 @pytest.fixture
 def app(service: Service) -> App:
-    return create_app(service)
+    return App(service)
 
 
 @pytest.fixture

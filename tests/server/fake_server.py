@@ -10,7 +10,7 @@ import sys
 
 from fakes import ByteTokenizer, FakeEngine, encode_chat
 
-from jinn.server.app import create_app
+from jinn.server.app import App
 from jinn.server.config import ServerConfig
 from jinn.server.listener import listen
 from jinn.server.logs import configure_logging
@@ -25,7 +25,7 @@ async def main() -> None:
     service = Service(config, engine, ByteTokenizer(), encode_chat, file_name="tiny.gguf")
     listener = bind("127.0.0.1", 0)
     print(listener.getsockname()[1], flush=True)
-    await listen(create_app(service), service, listener)
+    await listen(App(service), service, listener)
     print(f"running={len(engine.running)} tasks={len(asyncio.all_tasks()) - 1}", flush=True)
 
 

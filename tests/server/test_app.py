@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from jinn.server import body as body_module
-from jinn.server.app import App, create_app
+from jinn.server.app import App
 from jinn.server.config import ServerConfig
 from jinn.server.generation import Generation
 from jinn.server.logs import JSONFormatter
@@ -282,7 +282,7 @@ async def test_unexpected_exception(
 
 async def test_not_ready_and_draining(engine: FakeEngine, config: ServerConfig) -> None:
     service = Service(config, engine, ByteTokenizer(), encode_chat, file_name="tiny.gguf")
-    transport = httpx.ASGITransport(create_app(service))
+    transport = httpx.ASGITransport(App(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
 
         async def refused() -> None:

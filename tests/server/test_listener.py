@@ -20,7 +20,7 @@ import psutil
 import pytest
 import uvicorn
 
-from jinn.server.app import App, create_app
+from jinn.server.app import App
 from jinn.server.config import ServerConfig
 from jinn.server.serve import bind
 from jinn.server.service import Service
@@ -104,7 +104,7 @@ async def _vanish(num_clients: int) -> None:
     engine = FakeEngine(step_seconds=0.005)
     service = Service(ServerConfig(), engine, ByteTokenizer(), encode_chat, file_name="tiny.gguf")
     await service.start()
-    async with serving(create_app(service)) as port:
+    async with serving(App(service)) as port:
 
         async def client(phase: int) -> None:
             fields, marker, is_reset = PHASES[phase % len(PHASES)]
@@ -140,7 +140,7 @@ async def _steps_after_disconnect(stream: bool) -> None:
     engine = FakeEngine(step_seconds=None)
     service = Service(ServerConfig(), engine, ByteTokenizer(), encode_chat, file_name="tiny.gguf")
     await service.start()
-    async with serving(create_app(service)) as port:
+    async with serving(App(service)) as port:
         connection = await Client.send(port, stream=stream)
         await until(lambda: bool(engine.running))
         engine.step()

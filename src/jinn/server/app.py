@@ -1,54 +1,44 @@
-"""The application: routes, their guard, and one form for every error."""
+"""The application: its routes, and one form for every error."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fastapi import Depends, FastAPI
-from fastapi.exceptions import RequestValidationError
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
 from jinn.server import errors
-from jinn.server.auth import Keyring, authenticate
+from jinn.server.auth import GuardedRoute, Keyring
 from jinn.server.middleware import RequestMiddleware
 from jinn.server.routes import chat, completions, health, models
 from jinn.server.service import Service
 
+ROUTES: list[GuardedRoute] = [*health.ROUTES, *models.ROUTES, *chat.ROUTES, *completions.ROUTES]
 
-class App(FastAPI):
-    """FastAPI, with the OpenAPI document made only when asked for."""
+
+class App(Starlette):
+    """The API in front of `service`; its OpenAPI document is made only when asked for."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(
+            routes=ROUTES,
+            middleware=[Middleware(RequestMiddleware)],
+            exception_handlers={errors.APIError: _api_error, HTTPException: _http_exception},
+        )
+        self.router.redirect_slashes = False  # the redirect would be built from the Host header
+        self.state.service = service
+        self.state.keyring = Keyring([service.config.api_key] if service.config.api_key else [])
+        self._document: dict[str, Any] | None = None
 
     def openapi(self) -> dict[str, Any]:
-        if self.openapi_schema is None:
+        if self._document is None:
             from jinn.server.openapi import describe
 
-            self.openapi_schema = describe(self)
-        return self.openapi_schema
-
-
-def create_app(service: Service) -> App:
-    """The API in front of `service`. Every route, also a later one, needs a key unless listed in auth.py."""
-    app = App(
-        title="jinn",
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,  # the redirect would be built from the Host header
-        dependencies=[Depends(authenticate)],
-        exception_handlers={
-            errors.APIError: _api_error,
-            HTTPException: _http_exception,
-            RequestValidationError: _validation_error,
-        },
-    )
-    app.add_middleware(RequestMiddleware)
-    app.state.service = service
-    app.state.keyring = Keyring([service.config.api_key] if service.config.api_key else [])
-    for module in (health, models, chat, completions):
-        app.include_router(module.router)
-    return app
+            self._document = describe(ROUTES)
+        return self._document
 
 
 def _response(error: errors.APIError) -> Response:
@@ -65,7 +55,3 @@ async def _http_exception(_: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     return _response(errors.from_status(error.status_code, error.headers))
-
-
-async def _validation_error(_: Request, __: Exception) -> Response:
-    return _response(errors.from_status(400))

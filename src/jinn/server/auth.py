@@ -7,7 +7,9 @@ import hmac
 import secrets
 from collections.abc import Iterable
 
-from starlette.requests import Request
+from starlette.datastructures import Headers
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from jinn.server import errors
 
@@ -45,8 +47,12 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-async def authenticate(request: Request) -> None:
-    """A dependency of the whole app. Looks at the matched route, never at the request's URL or Host."""
-    if request.scope["route"].path not in PUBLIC_ROUTES:
-        keyring: Keyring = request.app.state.keyring
-        request.state.tenant = keyring.tenant(request.headers.get("authorization"))
+class GuardedRoute(Route):
+    """A route that needs a key unless its own path is public; the request's URL and Host decide nothing."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["route"] = self
+        if self.path not in PUBLIC_ROUTES:
+            keyring: Keyring = scope["app"].state.keyring
+            scope["state"]["tenant"] = keyring.tenant(Headers(scope=scope).get("authorization"))
+        await super().handle(scope, receive, send)

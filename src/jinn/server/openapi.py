@@ -5,15 +5,16 @@ Imported only when the document is asked for.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
+from importlib import metadata
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 import jinn.server.responses as r
-from jinn.server.auth import PUBLIC_ROUTES
+from jinn.server.auth import PUBLIC_ROUTES, GuardedRoute
 from jinn.server.parameters import (
     ACCEPTED,
     ACCEPTED_MESSAGE,
@@ -40,7 +41,7 @@ _OPERATIONS: dict[str, tuple[type[BaseModel] | None, dict[str, type[BaseModel] |
     "/metrics": (None, {"text/plain": None}, (401,)),
     "/openapi.json": (None, {JSON: None}, (401,)),
     "/v1/models": (None, {JSON: r.ModelList}, (401,)),
-    "/v1/models/{model}": (None, {JSON: r.Model}, (401, 404)),
+    "/v1/models/{model:path}": (None, {JSON: r.Model}, (401, 404)),
     "/v1/chat/completions": (
         ChatRequest,
         {JSON: r.ChatCompletion, EVENTS: r.ChatCompletionChunk},
@@ -54,39 +55,44 @@ _OPERATIONS: dict[str, tuple[type[BaseModel] | None, dict[str, type[BaseModel] |
 }
 
 
-def describe(app: FastAPI) -> dict[str, Any]:
-    """The document for every route of `app`; a route that is missing above raises KeyError."""
-    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    document["components"] = {
-        "schemas": _schemas(),
-        "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+def describe(routes: Iterable[GuardedRoute]) -> dict[str, Any]:
+    """The document for `routes`; one that is missing above raises KeyError."""
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        for method in sorted({*(route.methods or ())} - {"HEAD"}):
+            paths.setdefault(route.path_format, {})[method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "jinn", "version": metadata.version("jinn")},
+        "paths": paths,
+        "components": {
+            "schemas": _schemas(),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
     }
-    for path, operations in document["paths"].items():
-        for operation in operations.values():
-            _describe_operation(path, operation)
-    return document
 
 
-def _describe_operation(path: str, operation: dict[str, Any]) -> None:
-    request, answers, error_statuses = _OPERATIONS[path]
-    if path not in PUBLIC_ROUTES:
+def _operation(route: GuardedRoute) -> dict[str, Any]:
+    request, answers, error_statuses = _OPERATIONS[route.path]
+    operation: dict[str, Any] = {"operationId": route.name, "description": inspect.getdoc(route.endpoint)}
+    if route.path not in PUBLIC_ROUTES:
         operation["security"] = [{"key": []}]
+    if route.param_convertors:
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in route.param_convertors
+        ]
     if request is not None:
         operation["requestBody"] = {"required": True, "content": {JSON: {"schema": _reference(request)}}}
-    operation["responses"] = {
-        "200": {
-            "description": "OK",
-            "content": {
-                media_type: {"schema": _reference(model) if model else {}}
-                for media_type, model in answers.items()
-            },
-        }
+    answer_schemas = {
+        media_type: {"schema": _reference(model) if model else {}} for media_type, model in answers.items()
     }
-    for status in error_statuses:
-        operation["responses"][str(status)] = {
-            "description": "An error",
-            "content": {JSON: {"schema": _reference(r.ErrorResponse)}},
-        }
+    error_schema = {JSON: {"schema": _reference(r.ErrorResponse)}}
+    operation["responses"] = {
+        "200": {"description": "OK", "content": answer_schemas},
+        **{str(status): {"description": "An error", "content": error_schema} for status in error_statuses},
+    }
+    return operation
 
 
 def _reference(model: type[BaseModel]) -> dict[str, str]:

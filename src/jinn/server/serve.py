@@ -35,7 +35,7 @@ async def _serve(config: ServerConfig, engine_config: EngineConfig) -> None:
     await engine.start()
     try:
         from jinn.frontend import load_frontend
-        from jinn.server.app import create_app
+        from jinn.server.app import App
         from jinn.server.listener import listen
         from jinn.server.service import Service
 
@@ -49,7 +49,7 @@ async def _serve(config: ServerConfig, engine_config: EngineConfig) -> None:
             sampling_defaults=frontend.sampling_defaults,
         )
         logger.info("listening on http://%s:%d", *listener.getsockname()[:2])
-        await listen(create_app(service), service, listener)
+        await listen(App(service), service, listener)
     finally:
         listener.close()
         await engine.close()

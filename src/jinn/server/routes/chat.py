@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from jinn.engine.messages import SamplingParams
 from jinn.server import errors
+from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
 from jinn.server.choice import Delta, TokenEntry
 from jinn.server.generation import GenerationRequest, Usage
@@ -18,10 +18,7 @@ from jinn.server.service import Service
 from jinn.server.stream import FoldedChoice, GenerationResponse
 from jinn.server.wire import AnswerHead, TokenBytes, chat_logprobs, to_json, usage_fields
 
-router = APIRouter()
 
-
-@router.post("/v1/chat/completions", operation_id="create_chat_completion")
 async def create_chat_completion(request: Request) -> Response:
     """The assistant's next message of a conversation."""
     service: Service = request.app.state.service
@@ -110,3 +107,6 @@ class ChatWire:
 
     def _logprobs(self, entries: list[TokenEntry] | tuple[TokenEntry, ...]) -> dict[str, Any] | None:
         return chat_logprobs(entries, self._token_bytes) if self._has_logprobs else None
+
+
+ROUTES = [GuardedRoute("/v1/chat/completions", create_chat_completion, methods=["POST"])]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from jinn.engine.messages import SamplingParams
+from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
 from jinn.server.choice import Delta, TokenEntry
 from jinn.server.generation import GenerationRequest, Usage
@@ -17,10 +17,7 @@ from jinn.server.service import Service
 from jinn.server.stream import FoldedChoice, GenerationResponse
 from jinn.server.wire import AnswerHead, TokenBytes, completion_logprobs, to_json, usage_fields
 
-router = APIRouter()
 
-
-@router.post("/v1/completions", operation_id="create_completion")
 async def create_completion(request: Request) -> Response:
     """The continuation of one or several prompts."""
     service: Service = request.app.state.service
@@ -128,3 +125,6 @@ class CompletionWire:
 
     def _logprobs(self, entries: list[TokenEntry] | tuple[TokenEntry, ...]) -> dict[str, Any] | None:
         return completion_logprobs(entries, self._token_bytes) if self._has_logprobs else None
+
+
+ROUTES = [GuardedRoute("/v1/completions", create_completion, methods=["POST"])]

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from jinn.server.auth import GuardedRoute
 from jinn.server.service import Service
 
-router = APIRouter()
 
-
-@router.get("/v1/models", operation_id="list_models")
 async def list_models(request: Request) -> Response:
     """The models served."""
     return JSONResponse({"object": "list", "data": [_fields(request.app.state.service)]})
 
 
-@router.get("/v1/models/{model:path}", operation_id="retrieve_model")
-async def retrieve_model(request: Request, model: str) -> Response:
+async def retrieve_model(request: Request) -> Response:
     """One model, by any name that a request may use."""
     service: Service = request.app.state.service
-    service.card.check_name(model)
+    service.card.check_name(request.path_params["model"])
     return JSONResponse(_fields(service))
 
 
@@ -33,3 +29,9 @@ def _fields(service: Service) -> dict[str, Any]:
     if service.ready is not None:
         fields["max_model_len"] = service.ready.max_model_len
     return fields
+
+
+ROUTES = [
+    GuardedRoute("/v1/models", list_models, methods=["GET"]),
+    GuardedRoute("/v1/models/{model:path}", retrieve_model, methods=["GET"]),
+]
