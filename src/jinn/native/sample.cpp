@@ -29,14 +29,18 @@ void adjust(float* x, const SampleRequest& request) {
   }
 }
 
+// Orders ids by x, best first, the lower id first among equals.
+auto by_value(const float* x) {
+  return [x](int32_t a, int32_t b) { return x[a] > x[b] || (x[a] == x[b] && a < b); };
+}
+
 // The ids of the `count` largest of x[ids], best first, the lower id first among equals.
 std::vector<int32_t> largest(const float* x, std::vector<int32_t> ids, size_t count) {
-  const auto is_before = [x](int32_t a, int32_t b) { return x[a] > x[b] || (x[a] == x[b] && a < b); };
   count = std::min(count, ids.size());
   const auto end = ids.begin() + static_cast<std::ptrdiff_t>(count);
-  std::nth_element(ids.begin(), end, ids.end(), is_before);
+  std::nth_element(ids.begin(), end, ids.end(), by_value(x));
   ids.resize(count);
-  std::sort(ids.begin(), ids.end(), is_before);
+  std::sort(ids.begin(), ids.end(), by_value(x));
   return ids;
 }
 
@@ -70,22 +74,35 @@ double total(const std::vector<int32_t>& ids, const float* weights) {
   return sum;
 }
 
-// The heaviest ids whose sum first reaches top_p of all. Only those above a threshold are sorted, if they suffice.
-std::vector<int32_t> nucleus(const std::vector<int32_t>& ids, const float* weights, float top_p) {
-  const double wanted = static_cast<double>(top_p) * total(ids, weights);
-  for (const float threshold : {1e-2f, 1e-4f, 0.0f}) {
-    std::vector<int32_t> heavy;
-    std::copy_if(ids.begin(), ids.end(), std::back_inserter(heavy),
-                 [&](int32_t id) { return weights[id] >= threshold; });
-    if (threshold > 0.0f && total(heavy, weights) < wanted) continue;
-    heavy = largest(weights, std::move(heavy), heavy.size());
-    double sum = 0;
-    size_t kept = 0;
-    while (kept < heavy.size() && sum < wanted) sum += weights[heavy[kept++]];
-    heavy.resize(std::max<size_t>(kept, 1));
-    std::sort(heavy.begin(), heavy.end());
-    return heavy;
+// How many of the heaviest ids first reach `wanted`; moves them to the front. Halves the part that the edge lies in, so
+// that only a few are ever sorted.
+size_t reach(std::vector<int32_t>& ids, const float* weights, double wanted) {
+  auto first = ids.begin(), last = ids.end();
+  double sum = 0;
+  while (last - first > 64) {
+    const auto middle = first + (last - first) / 2;
+    std::nth_element(first, middle, last, by_value(weights));
+    const double half = std::accumulate(first, middle, 0.0, [&](double s, int32_t id) { return s + weights[id]; });
+    if (sum + half >= wanted) {
+      last = middle;
+    } else {
+      sum += half;
+      first = middle;
+    }
   }
+  std::sort(first, last, by_value(weights));
+  while (first != last && sum < wanted) sum += weights[*first++];
+  return static_cast<size_t>(first - ids.begin());
+}
+
+// The heaviest ids whose sum first reaches top_p of all, in ascending order.
+std::vector<int32_t> nucleus(std::vector<int32_t> ids, const float* weights, float top_p) {
+  const double wanted = static_cast<double>(top_p) * total(ids, weights);
+  std::vector<int32_t> heavy;  // mostly a handful holds nearly all
+  std::copy_if(ids.begin(), ids.end(), std::back_inserter(heavy), [&](int32_t id) { return weights[id] >= 1e-3f; });
+  if (total(heavy, weights) >= wanted) ids = std::move(heavy);
+  ids.resize(std::max<size_t>(reach(ids, weights, wanted), 1));
+  std::sort(ids.begin(), ids.end());
   return ids;
 }
 
@@ -102,7 +119,7 @@ int32_t draw(const Kernels& kernels, const float* x, int64_t vocab_size, float m
   }
   if (request.min_p > 0.0f)
     std::erase_if(ids, [&](int32_t id) { return weights[static_cast<size_t>(id)] < request.min_p; });
-  if (request.top_p < 1.0f) ids = nucleus(ids, weights.data(), request.top_p);
+  if (request.top_p < 1.0f) ids = nucleus(std::move(ids), weights.data(), request.top_p);
   const double target = uniform(request.seed, request.position) * total(ids, weights.data());
   double running = 0;
   int32_t last_possible = ids.front();
