@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,31 @@ class KVSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteSpec:
+    """How a token's experts are chosen from their scores, and weighted.
+
+    With `num_groups` > 1 only experts of the best `num_chosen_groups` equal groups may be chosen; a group
+    counts as the sum of its two best.
+    """
+
+    num_experts_per_tok: int
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    is_renormalized: bool = True
+    num_groups: int = 1
+    num_chosen_groups: int = 1
+    scaling: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Routing(Generic[Value]):
+    """Each token's experts in rank order, best first, and what balance losses need."""
+
+    ids: Value  # [tokens, num_experts_per_tok] integers
+    weights: Value  # [tokens, num_experts_per_tok]
+    scores: Value  # [tokens, num_experts], before the bias
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """What a block may know of the step besides its input: the batch, and this layer's place in the cache.
 
@@ -92,6 +117,10 @@ class Ops(Protocol[Value]):
         """gate * sigmoid(gate) * up."""
         ...
 
+    def sigmoid_mul(self, x: Value, gate: Value) -> Value:
+        """x * sigmoid(gate); the gate has x's columns, or one for the whole row."""
+        ...
+
     def rms_norm(self, x: Value, node: Any, eps: float) -> Value:
         """`x / sqrt(mean(x^2) + eps) * weight` over runs of len(weight) columns: rows, or heads."""
         ...
@@ -105,6 +134,23 @@ class Ops(Protocol[Value]):
 
         k and v are stored in the cache first and read back as stored; query head h uses key/value head
         `h // (num_heads // num_kv_heads)`. Returns [tokens, num_heads * value_dim].
+        """
+        ...
+
+    def route(self, x: Value, node: Any, spec: RouteSpec) -> Routing[Value]:
+        """Choose each token's experts, all in float32 and from x as it is, whatever holds the weights.
+
+        Scores are softmax or sigmoid of `x @ weight.T`; `node.e_score_correction_bias` [num_experts], if
+        there is one, is added for choosing alone. Ties go to the lower id. Weights are the chosen scores,
+        divided by (their sum + 1e-20) if renormalized, times `scaling`.
+        """
+        ...
+
+    def experts(self, x: Value, routing: Routing[Value], node: Any) -> Value:
+        """Sum over each token's experts of weight * down(silu(gate(x)) * up(x)), added in rank order.
+
+        `node.gate_proj` and `node.up_proj` hold [experts, intermediate_size, hidden_size], `node.down_proj`
+        [experts, hidden_size, intermediate_size].
         """
         ...
 

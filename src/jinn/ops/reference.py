@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jinn.ops.protocol import Batch, Context, KVSpec, Rope
+from jinn.ops.protocol import Batch, Context, KVSpec, Rope, RouteSpec, Routing
 
 GROUP = 32
 LEVELS = {"int8": 127.0, "int12": 2032.0}
@@ -85,6 +85,9 @@ class ReferenceOps:
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         return functional.silu(gate) * up
 
+    def sigmoid_mul(self, x: Tensor, gate: Tensor) -> Tensor:
+        return x * gate.sigmoid()
+
     def rms_norm(self, x: Tensor, node: Any, eps: float) -> Tensor:
         runs = x.reshape(len(x), -1, node.weight.shape[0])
         scaled = runs * torch.rsqrt(runs.square().mean(-1, keepdim=True) + eps)
@@ -122,9 +125,52 @@ class ReferenceOps:
             outputs.append(_attend(queries[mine], seen_keys, seen_values, context_len, scale))
         return torch.cat(outputs).flatten(-2)
 
+    def route(self, x: Tensor, node: Any, spec: RouteSpec) -> Routing[Tensor]:
+        logits = x.float() @ node.weight.float().T
+        scores = logits.softmax(-1) if spec.scoring == "softmax" else logits.sigmoid()
+        ranking = scores.detach() + getattr(node, "e_score_correction_bias", 0.0)
+        if spec.num_groups > 1:
+            ranking = _best_groups(ranking, spec)
+        ids = _best(ranking, spec.num_experts_per_tok)
+        weights = scores.gather(-1, ids)
+        if spec.is_renormalized:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return Routing(ids, weights * spec.scaling, scores)
+
+    def experts(self, x: Tensor, routing: Routing[Tensor], node: Any) -> Tensor:
+        outputs = x.new_zeros(*routing.ids.shape, node.down_proj.weight.shape[1])
+        for expert in sorted(set(routing.ids.flatten().tolist())):
+            tokens, ranks = (routing.ids == expert).nonzero(as_tuple=True)
+            gate = self._expert_linear(x[tokens], node.gate_proj.weight, expert)
+            up = self._expert_linear(x[tokens], node.up_proj.weight, expert)
+            outputs[tokens, ranks] = self._expert_linear(
+                self.silu_mul(gate, up), node.down_proj.weight, expert
+            )
+        y = torch.zeros_like(outputs[:, 0])
+        for rank in range(outputs.shape[1]):
+            y = y + routing.weights[:, rank, None] * outputs[:, rank]
+        return y
+
+    def _expert_linear(self, x: Tensor, weight: Any, expert: int) -> Tensor:
+        y: Tensor = self.held(x, getattr(weight, "format", "F32")) @ weight[expert].float().T
+        return y
+
     def select_rows(self, x: Tensor, ctx: Context) -> Tensor:
         rows: Tensor = x[ctx.batch.logit_rows]
         return rows
+
+
+def _best(ranking: Tensor, count: int) -> Tensor:
+    """Columns of each row's largest numbers, best first; ties go to the lower column."""
+    return ranking.sort(dim=-1, descending=True, stable=True).indices[:, :count]
+
+
+def _best_groups(ranking: Tensor, spec: RouteSpec) -> Tensor:
+    """The ranking with -inf outside the groups that may be chosen from."""
+    groups = ranking.reshape(len(ranking), spec.num_groups, -1)
+    chosen = _best(groups.topk(2).values.sum(-1), spec.num_chosen_groups)
+    allowed = torch.full_like(groups[..., 0], float("-inf")).scatter(-1, chosen, 0.0)
+    return (groups + allowed[..., None]).flatten(-2)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, context_len: int, scale: float) -> Tensor:
