@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 
@@ -14,11 +15,13 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from jinn.engine.config import EngineConfig
 from jinn.engine.loading import load_runner
 from jinn.engine.reference_runner import load_reference_runner
+from jinn.models.config import hf_fields
 from jinn.models.fields import ConfigError
 from jinn.models.llama import Llama
 from jinn.models.parameters import tree
+from jinn.models.qwen3 import Qwen3
 from jinn.models.registry import model_of
-from jinn.models.rope import rope_from_hf, rope_from_theta
+from jinn.models.rope import rope_of
 from jinn.weights.checkpoint import open_checkpoint
 from jinn.weights.errors import WeightsError
 from tiny import TinyLlama, tiny_llama_folder, tiny_llama_gguf
@@ -37,7 +40,7 @@ def load(loader, path, **settings):
 @pytest.mark.parametrize("value", [None, 0, -1, 2**31, "64", 64.0, True, [64], float("nan")])
 def test_a_wrong_size_is_named(field, value):
     with pytest.raises(ConfigError, match=f"config field {field} "):
-        Llama.from_hf({**SMALL, field: value})
+        Llama.from_config(hf_fields({**SMALL, field: value}))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +65,7 @@ def test_a_wrong_size_is_named(field, value):
 def test_a_wrong_field_is_named(field, value):
     name = {"num_key_value_heads": "num_attention_heads"}.get(field, field)
     with pytest.raises(ConfigError, match=f"config field {name} "):
-        Llama.from_hf({**SMALL, field: value})
+        Llama.from_config(hf_fields({**SMALL, field: value}))
 
 
 @pytest.mark.parametrize(
@@ -70,9 +73,20 @@ def test_a_wrong_field_is_named(field, value):
     [
         ({"rope_theta": -1.0}, "rope_theta"),
         ({"rope_theta": float("nan")}, "rope_theta"),
-        ({"rope_type": "yarn"}, "rope_type"),
+        ({"rope_theta": 1.0}, "rope_theta"),
+        ({"rope_theta": 1e300}, "rope_theta"),
+        ({"rope_type": "dynamic"}, "rope_type"),
         ({"rope_type": 3}, "rope_type"),
         ({"factor": None}, "factor"),
+        ({"factor": 0.5}, "factor"),
+        ({"rope_type": "linear", "factor": 1e300}, "factor"),
+        ({"rope_type": "yarn", "factor": None}, "factor"),
+        ({"rope_type": "yarn", "factor": float("inf")}, "factor"),
+        ({"rope_type": "yarn", "beta_fast": 0}, "beta_fast"),
+        ({"rope_type": "yarn", "beta_slow": "1"}, "beta_slow"),
+        ({"rope_type": "yarn", "truncate": 0}, "truncate"),
+        ({"rope_type": "yarn", "attention_factor": -1.0}, "attention_factor"),
+        ({"rope_type": "yarn", "mscale": "1", "mscale_all_dim": 1}, "mscale"),
         ({"low_freq_factor": 0}, "low_freq_factor"),
         ({"high_freq_factor": None}, "high_freq_factor"),
         ({"original_max_position_embeddings": "8192"}, "original_max_position_embeddings"),
@@ -81,25 +95,71 @@ def test_a_wrong_field_is_named(field, value):
 )
 def test_a_wrong_rope_is_named(change, name):
     with pytest.raises(ConfigError, match=f"config field {name} "):
-        Llama.from_hf({**SMALL, "rope_parameters": {**LLAMA3_ROPE, **change}})
+        Llama.from_config(hf_fields({**SMALL, "rope_parameters": {**LLAMA3_ROPE, **change}}))
 
 
-@pytest.mark.parametrize("factor", [4.0, 8.0, 32.0])
-def test_llama3_frequencies_are_those_of_transformers(factor):
-    rope = {**LLAMA3_ROPE, "rope_theta": 500000.0, "factor": factor, "original_max_position_embeddings": 8192}
-    config = LlamaConfig(hidden_size=512, num_attention_heads=4, head_dim=128, rope_parameters=rope)
-    expected, attention_factor = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
-    for ours in (rope_from_hf({"rope_parameters": rope}, 128), rope_from_hf({"rope_scaling": rope}, 128)):
-        np.testing.assert_allclose(ours.inv_freq, expected.numpy(), rtol=1e-6)
-        assert ours.attention_factor == attention_factor
+SCALED_ROPES = {
+    "llama3 by 4": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "llama3 by 32": {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "linear": {"rope_type": "linear", "factor": 8.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0},
+    "yarn with its factor of attention": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.5},
+    "yarn with mscale": {"rope_type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 0.7},
+    "yarn with one mscale": {"rope_type": "yarn", "factor": 40.0, "mscale": 0.7, "mscale_all_dim": 0},
+    "yarn with its own ramp": {"rope_type": "yarn", "factor": 2.5, "beta_fast": 16.0, "beta_slow": 2.0},
+    "yarn with a whole ramp": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 1e9, "beta_slow": 1e-9},
+    "yarn with a step": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 8.0, "beta_slow": 8.0},
+    "yarn between pairs": {"rope_type": "yarn", "factor": 4.0, "truncate": False},
+    "yarn by 1": {"rope_type": "yarn", "factor": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", SCALED_ROPES)
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_scaled_frequencies_are_those_of_transformers(name, head_dim):
+    rope = {**SCALED_ROPES[name], "rope_theta": 500000.0, "original_max_position_embeddings": 8192}
+    config = LlamaConfig(hidden_size=512, num_attention_heads=4, head_dim=head_dim, rope_parameters=rope)
+    expected, attention_factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, "cpu")
+    old = {("type" if key == "rope_type" else key): value for key, value in rope.items()}
+    for source in ({"rope_parameters": rope}, {"rope_scaling": old}):
+        ours = rope_of(hf_fields(source), head_dim)
+        np.testing.assert_allclose(ours.inv_freq, expected.numpy(), rtol=2e-6)
+        assert ours.attention_factor == pytest.approx(attention_factor)
+
+
+def test_the_long_context_recipe_of_qwen3():
+    """The ramp of head_dim 128 and theta 1e6 goes from pair 23 to 40; 4 * 32768 positions are allowed."""
+    recipe = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    config = {**SMALL, "head_dim": 128, "rope_theta": 1e6, "rope_scaling": recipe}
+    config["max_position_embeddings"] = 40960
+    model = Qwen3.from_config(hf_fields(config))
+    plain = np.array(rope_of(hf_fields({"rope_theta": 1e6}), 128).inv_freq)
+    ratios = plain / np.array(model.rope.inv_freq)
+    assert np.abs(ratios[:24] - 1).max() < 1e-6 < ratios[24] - 1
+    assert np.abs(ratios[40:] - 4).max() < 1e-6 < 4 - ratios[39]
+    assert model.rope.attention_factor == pytest.approx(1.1386, abs=1e-4)
+    assert model.max_position_embeddings == 131072
+
+
+def test_a_rope_of_lies_raises_nothing_else():
+    """Values that no model has must not end in an overflow or a division by zero."""
+    values = (2.0, 1e-300, 1e300, 2**31 - 1, 1, 1e6)
+    names = ("rope_theta", "factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale")
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        rope = {name: values[rng.integers(len(values))] for name in names}
+        rope |= {"rope_type": "yarn", "mscale_all_dim": rope["mscale"], "max_position_embeddings": 64}
+        with contextlib.suppress(ConfigError):
+            assert np.isfinite(rope_of(hf_fields({"rope_parameters": rope}), 16).inv_freq).all()
 
 
 def test_old_and_new_rope_fields_mean_the_same():
-    old = rope_from_hf({"rope_theta": 1e6}, 64)
-    assert old == rope_from_hf({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, 64)
-    assert old == rope_from_hf({"rope_theta": 1e6, "rope_scaling": None}, 64)
-    assert old == rope_from_theta(1e6, 64)
-    assert old != rope_from_hf({}, 64)
+    def rope(**config):
+        return rope_of(hf_fields(config), 64)
+
+    assert rope(rope_theta=1e6) == rope(rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+    assert rope(rope_theta=1e6) == rope(rope_theta=1e6, rope_scaling=None)
+    assert rope(rope_theta=1e6) != rope()
 
 
 def test_an_unknown_architecture_is_named_with_what_is_supported(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from jinn.models import layers
+from jinn.models.config import hf_fields
 from jinn.models.llama import Llama
 from jinn.models.parameters import tree
 from jinn.ops.protocol import Context
@@ -37,7 +38,7 @@ def split(parameters, specs, rank, num_ranks):
 @pytest.mark.parametrize("num_ranks", [1, 2])
 @pytest.mark.parametrize("is_biased", [False, True])
 def test_the_shares_of_a_block_add_up(num_ranks, is_biased):
-    model = Llama.from_hf({**SMALL, "attention_bias": is_biased, "mlp_bias": is_biased})
+    model = Llama.from_config(hf_fields({**SMALL, "attention_bias": is_biased, "mlp_bias": is_biased}))
     specs = {name: spec for name, spec in model.parameters().items() if name.startswith("model.layers.0.")}
     generator = torch.Generator().manual_seed(0)
     parameters = {name: torch.randn(spec.shape, generator=generator) / 8 for name, spec in specs.items()}
@@ -59,7 +60,10 @@ def test_the_shares_of_a_block_add_up(num_ranks, is_biased):
 
 
 def test_every_matrix_of_a_block_is_split():
-    styles = {name.split(".")[-2]: spec.parallel for name, spec in Llama.from_hf(SMALL).parameters().items()}
+    styles = {
+        name.split(".")[-2]: spec.parallel
+        for name, spec in Llama.from_config(hf_fields(SMALL)).parameters().items()
+    }
     assert styles == {
         **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), "column"),
         **dict.fromkeys(("o_proj", "down_proj"), "row"),

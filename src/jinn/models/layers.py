@@ -10,6 +10,13 @@ from jinn.ops.protocol import Context, KVSpec, Ops, Rope, Value
 def attention(ops: Ops[Value], params: Any, x: Value, ctx: Context, head_dim: int, rope: Rope) -> Value:
     """Grouped-query attention with rotary positions; params: q_proj, k_proj, v_proj, o_proj."""
     q, k, v = ops.linear(x, [params.q_proj, params.k_proj, params.v_proj])
+    return attend(ops, params, q, k, v, ctx, head_dim, rope)
+
+
+def attend(
+    ops: Ops[Value], params: Any, q: Value, k: Value, v: Value, ctx: Context, head_dim: int, rope: Rope
+) -> Value:
+    """What follows the projections: rotate q and k, mix the values, project back."""
     num_heads = params.q_proj.weight.shape[0] // head_dim
     num_kv_heads = params.k_proj.weight.shape[0] // head_dim
     q = ops.rope(q, ctx, rope, num_heads)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from jinn.models.fields import ConfigError
+from collections.abc import Callable
+
+from jinn.models.config import config_of
+from jinn.models.fields import ConfigError, Fields
 from jinn.models.llama import Llama
 from jinn.models.model import Model
+from jinn.models.qwen2 import Qwen2
+from jinn.models.qwen3 import Qwen3
 from jinn.weights.checkpoint import Checkpoint
 
-FAMILIES = {
-    "llama": Llama,
+FAMILIES: dict[str, Callable[[Fields], Model]] = {
+    "llama": Llama.from_config,
+    "qwen2": Qwen2.from_config,
+    "qwen3": Qwen3.from_config,
 }
 
 
@@ -21,4 +28,4 @@ def model_of(checkpoint: Checkpoint) -> Model:
             f"{checkpoint.path}: architecture {checkpoint.architecture!r} is not supported; "
             f"supported are {supported}"
         )
-    return family.from_checkpoint(checkpoint)
+    return family(config_of(checkpoint))
