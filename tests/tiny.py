@@ -124,7 +124,7 @@ def tiny_llama_gguf(path: Path, config: TinyLlama | None = None, format_name: st
     config = config or TinyLlama()
     writer = GGUFWriter(path, "llama")
     _add_llama_metadata(writer, config)
-    _add_tokenizer(writer)
+    add_tokenizer(writer)
     for name, weight in tiny_llama_tensors(config).items():
         if "q_proj" in name:
             weight = permute_rope_rows(weight, config.num_attention_heads)
@@ -217,14 +217,15 @@ def _add_llama_metadata(writer: GGUFWriter, config: TinyLlama) -> None:
     writer.add_vocab_size(config.vocab_size)
 
 
-def _add_tokenizer(writer: GGUFWriter) -> None:
+def add_tokenizer(writer: GGUFWriter, vocab_size: int = 0) -> None:
+    """The tiny tokenizer; ids from the end of its vocabulary to `vocab_size` are unused."""
     vocab = tiny_vocab()
+    unused = [f"[PAD{token_id}]" for token_id in range(len(vocab), vocab_size)]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(vocab)
-    writer.add_token_types(
-        [TokenType.CONTROL if text in SPECIAL_TOKENS else TokenType.NORMAL for text in vocab]
-    )
+    writer.add_token_list(vocab + unused)
+    types = [TokenType.CONTROL if text in SPECIAL_TOKENS else TokenType.NORMAL for text in vocab]
+    writer.add_token_types(types + [TokenType.UNUSED] * len(unused))
     writer.add_token_merges([f"{left} {right}" for left, right in MERGES])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

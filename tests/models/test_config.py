@@ -26,7 +26,7 @@ from jinn.weights.checkpoint import open_checkpoint
 from jinn.weights.errors import WeightsError
 from tiny import TinyLlama, tiny_llama_folder, tiny_llama_gguf
 
-from .transformers_llama import LLAMA3_ROPE, SMALL
+from .transformers_models import LLAMA3_ROPE, SMALL
 
 LOADERS = pytest.mark.parametrize("loader", [load_runner, load_reference_runner], ids=["native", "reference"])
 TINY = TinyLlama()

@@ -13,7 +13,7 @@ from jinn.engine.reference_runner import load_reference_runner
 from jinn.text.tokenizer import Tokenizer
 from jinn.weights.checkpoint import open_checkpoint
 
-from .transformers_llama import all_logits
+from .transformers_models import all_logits
 
 NUM_TOKENS, CHUNK = 2048, 512
 LLAMA_CPP_KL = 3.5e-3  # int8 activations, on the same file

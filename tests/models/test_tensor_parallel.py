@@ -13,7 +13,7 @@ from jinn.ops.protocol import Context
 from jinn.ops.reference import ReferenceOps, tensor_batch
 from native.programs import packed_sequences
 
-from .transformers_llama import SMALL
+from .transformers_models import SMALL
 
 OPS = ReferenceOps()
 CONTEXT = Context(tensor_batch(packed_sequences([(range(20), 20), (range(7), 7)])))

@@ -1,4 +1,4 @@
-"""Tiny random llamas made by transformers: the other implementation that jinn's is compared with."""
+"""Tiny random models made by transformers: the other implementation that jinn's is compared with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from jinn.engine.runner import Runner
@@ -26,7 +26,16 @@ SMALL = {
     "head_dim": 16,
     "max_position_embeddings": 256,
     "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
 }
+LLAMA_CPP = {
+    "vocab_size": 512,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "head_dim": 64,
+}
+"""A shape that llama.cpp runs, in its block formats too."""
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -35,21 +44,44 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-VARIANTS = {
-    "untied": {},
-    "tied": {"tie_word_embeddings": True},
-    "biased": {"attention_bias": True, "mlp_bias": True},
-    "llama3": {"rope_parameters": LLAMA3_ROPE},
-    "wide heads": {"head_dim": 40, "num_key_value_heads": 1},
-    "one group": {"num_key_value_heads": 4, "head_dim": 12, "hidden_size": 48, "rms_norm_eps": 1e-6},
-    "old rope": {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+THETA = {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama untied": ("llama", {}),
+    "llama tied": ("llama", {"tie_word_embeddings": True}),
+    "llama biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama llama3": ("llama", {"rope_parameters": LLAMA3_ROPE}),
+    "llama wide heads": ("llama", {"head_dim": 40, "num_key_value_heads": 1}),
+    "llama one group": (
+        "llama",
+        {"num_key_value_heads": 4, "head_dim": 12, "hidden_size": 48, "rms_norm_eps": 1e-6},
+    ),
+    "llama theta": ("llama", THETA),
+    "llama for llama.cpp": ("llama", LLAMA_CPP),
+    "qwen2 untied": ("qwen2", THETA),
+    "qwen2 tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2 yarn": ("qwen2", {"rope_parameters": YARN_ROPE}),
+    "qwen2 for llama.cpp": ("qwen2", LLAMA_CPP),
+    "qwen3 untied": ("qwen3", THETA),
+    "qwen3 tied": ("qwen3", {"tie_word_embeddings": True, "head_dim": 32, "rms_norm_eps": 1e-6}),
+    "qwen3 biased": ("qwen3", {"attention_bias": True}),
+    "qwen3 groups of three": ("qwen3", {"num_attention_heads": 6, "head_dim": 24}),
+    "qwen3 yarn": ("qwen3", {"rope_parameters": YARN_ROPE}),
+    "qwen3 for llama.cpp": ("qwen3", LLAMA_CPP),
 }
 
 
-def random_llama(seed: int = 0, **config: Any) -> LlamaForCausalLM:
+def random_model(variant: str, seed: int = 0) -> PreTrainedModel:
     """float32, eager, and nothing left at its trivial initial value: norms are not 1, biases not 0."""
+    family, changes = VARIANTS[variant]
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**{**SMALL, **config}, attn_implementation="eager")).eval()
+    config = AutoConfig.for_model(family, **{**SMALL, **changes})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
