@@ -31,7 +31,7 @@ from jinn.engine.messages import (
 )
 from jinn.engine.runner import Runner
 from jinn.frontend import load_frontend
-from jinn.server.choice import Choice, Delta
+from jinn.text.choice import Choice, Delta
 from jinn.weights.hub import resolve_model
 
 DEFAULT_MAX_TOKENS = 256  # of an answer, where no SamplingParams are given

@@ -15,9 +15,9 @@ from jinn.engine.client import EngineOutput
 from jinn.engine.messages import Abort, FinishReason, SamplingParams, Submit, TokenOutput
 from jinn.engine.messages import Failed as EngineFailed
 from jinn.server import errors
-from jinn.server.choice import Choice, Delta
 from jinn.server.interfaces import Engine
 from jinn.server.metrics import Metrics
+from jinn.text.choice import Choice, Delta
 from jinn.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("jinn.server")

@@ -11,11 +11,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from jinn.server import errors
-from jinn.server.choice import Delta, TokenEntry
 from jinn.server.generation import ClientGoneError, Generation, GenerationRequest, Usage
 from jinn.server.middleware import send_error
 from jinn.server.service import Service
 from jinn.server.wire import to_json
+from jinn.text.choice import Delta, TokenEntry
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"

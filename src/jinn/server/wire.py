@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinn.server.choice import TokenEntry
 from jinn.server.generation import Usage
+from jinn.text.choice import TokenEntry
 
 TokenBytes = Callable[[int], bytes]
 

@@ -11,12 +11,12 @@ from jinn.engine.messages import SamplingParams
 from jinn.server import errors
 from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
-from jinn.server.choice import Delta, TokenEntry
 from jinn.server.generation import GenerationRequest, Usage
 from jinn.server.schemas import ChatRequest, parse_chat
 from jinn.server.service import Service
 from jinn.server.stream import FoldedChoice, GenerationResponse
 from jinn.server.wire import AnswerHead, TokenBytes, chat_logprobs, to_json, usage_fields
+from jinn.text.choice import Delta, TokenEntry
 
 
 async def create_chat_completion(request: Request) -> Response:

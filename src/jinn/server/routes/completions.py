@@ -10,12 +10,12 @@ from starlette.responses import Response
 from jinn.engine.messages import SamplingParams
 from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
-from jinn.server.choice import Delta, TokenEntry
 from jinn.server.generation import GenerationRequest, Usage
 from jinn.server.schemas import CompletionRequest, parse_completion
 from jinn.server.service import Service
 from jinn.server.stream import FoldedChoice, GenerationResponse
 from jinn.server.wire import AnswerHead, TokenBytes, completion_logprobs, to_json, usage_fields
+from jinn.text.choice import Delta, TokenEntry
 
 
 async def create_completion(request: Request) -> Response:

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jinn.engine.messages import FinishReason, SamplingParams, TokenLogprobs, TokenOutput
-from jinn.server.choice import Choice, Delta
-
-from .fakes import EOS, ByteTokenizer
+from jinn.text.choice import Choice, Delta
+from server.fakes import EOS, ByteTokenizer
 
 
 def run(
