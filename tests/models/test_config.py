@@ -15,8 +15,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from jinn.engine.config import EngineConfig
 from jinn.engine.loading import load_runner
 from jinn.engine.reference_runner import load_reference_runner
-from jinn.models.config import hf_fields
-from jinn.models.fields import ConfigError
+from jinn.models.config import GGUF_KEYS, hf_fields
+from jinn.models.fields import ConfigError, Fields
 from jinn.models.llama import Llama
 from jinn.models.parameters import tree
 from jinn.models.qwen3 import Qwen3
@@ -59,6 +59,7 @@ def test_a_wrong_size_is_named(field, value):
         ("attention_bias", 1),
         ("hidden_act", "gelu"),
         ("hidden_act", 7),
+        ("use_sliding_window", True),
         ("rope_parameters", [1]),
     ],
 )
@@ -141,6 +142,21 @@ def test_the_long_context_recipe_of_qwen3():
     assert model.max_position_embeddings == 131072
 
 
+def test_ggufs_factor_of_attention_multiplies_that_of_yarn():
+    """As in llama.cpp, which knows yarn's own of 0.1 ln(factor) + 1 without being told."""
+    keys = {name: f"qwen3.{key}" for name, key in GGUF_KEYS.items()}
+    metadata = {
+        "qwen3.rope.scaling.type": "yarn",
+        "qwen3.rope.scaling.factor": 4.0,
+        "qwen3.rope.scaling.original_context_length": 64,
+        "qwen3.rope.scaling.attn_factor": 1.5,
+    }
+    rope = rope_of(Fields(metadata, keys), 64)
+    assert rope.attention_factor == pytest.approx(1.5 * (0.1 * np.log(4) + 1))
+    with pytest.raises(ConfigError, match=r"config field qwen3\.rope\.scaling\.factor must be"):
+        rope_of(Fields({**metadata, "qwen3.rope.scaling.factor": "4"}, keys), 64)
+
+
 def test_a_rope_of_lies_raises_nothing_else():
     """Values that no model has must not end in an overflow or a division by zero."""
     values = (2.0, 1e-300, 1e300, 2**31 - 1, 1, 1e6)
@@ -162,13 +178,14 @@ def test_old_and_new_rope_fields_mean_the_same():
     assert rope(rope_theta=1e6) != rope()
 
 
-def test_an_unknown_architecture_is_named_with_what_is_supported(tmp_path):
+@pytest.mark.parametrize("name", ["mamba", "gemma3_text", "gpt_oss", "phi3", "qwen2_vl"])
+def test_an_unknown_architecture_is_named_with_what_is_supported(tmp_path, name):
     folder = tiny_llama_folder(tmp_path, TINY)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": name}))
     with (
         open_checkpoint(folder) as checkpoint,
-        pytest.raises(ConfigError, match=r"'mamba' is not supported; supported are .*llama"),
+        pytest.raises(ConfigError, match=f"'{name}' is not supported; supported are .*llama, .*qwen3"),
     ):
         model_of(checkpoint)
 

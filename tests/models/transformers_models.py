@@ -50,6 +50,7 @@ YARN_ROPE = {
     "factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+OWN_YARN_ROPE = {**YARN_ROPE, "attention_factor": 1.2, "beta_fast": 4.0, "beta_slow": 0.5}
 THETA = {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama untied": ("llama", {}),
@@ -72,7 +73,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3 biased": ("qwen3", {"attention_bias": True}),
     "qwen3 groups of three": ("qwen3", {"num_attention_heads": 6, "head_dim": 24}),
     "qwen3 yarn": ("qwen3", {"rope_parameters": YARN_ROPE}),
+    "qwen3 own yarn": ("qwen3", {"rope_parameters": OWN_YARN_ROPE}),
     "qwen3 for llama.cpp": ("qwen3", LLAMA_CPP),
+    "qwen3 yarn for llama.cpp": ("qwen3", {**LLAMA_CPP, "rope_parameters": YARN_ROPE}),
 }
 
 

@@ -9,7 +9,8 @@ from jinn.models.fields import ConfigError, Fields
 from jinn.weights.checkpoint import Checkpoint
 from jinn.weights.quantize import dequantize
 
-# GGUF's key of each field, after the architecture's name
+# GGUF's key of each field, after the architecture's name. Under yarn_ its converter writes what transformers
+# means by these fields, and so they are read here; llama.cpp leaves them out for qwen3.
 GGUF_KEYS = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
