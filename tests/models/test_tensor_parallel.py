@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jinn.models import layers
 from jinn.models.config import hf_fields
 from jinn.models.llama import Llama
 from jinn.models.parameters import tree
+from jinn.models.qwen2 import Qwen2
+from jinn.models.qwen3 import Qwen3
 from jinn.ops.protocol import Context
 from jinn.ops.reference import ReferenceOps, tensor_batch
 from native.programs import packed_sequences
@@ -35,21 +36,28 @@ def split(parameters, specs, rank, num_ranks):
     return shares
 
 
+MODELS = {
+    "llama": Llama.from_config(hf_fields(SMALL)),
+    "llama biased": Llama.from_config(hf_fields({**SMALL, "attention_bias": True, "mlp_bias": True})),
+    "qwen2": Qwen2.from_config(hf_fields(SMALL)),
+    "qwen3": Qwen3.from_config(hf_fields(SMALL)),
+}
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2])
-@pytest.mark.parametrize("is_biased", [False, True])
-def test_the_shares_of_a_block_add_up(num_ranks, is_biased):
-    model = Llama.from_config(hf_fields({**SMALL, "attention_bias": is_biased, "mlp_bias": is_biased}))
+@pytest.mark.parametrize("name", MODELS)
+def test_the_shares_of_a_block_add_up(num_ranks, name):
+    model = MODELS[name]
     specs = {name: spec for name, spec in model.parameters().items() if name.startswith("model.layers.0.")}
     generator = torch.Generator().manual_seed(0)
     parameters = {name: torch.randn(spec.shape, generator=generator) / 8 for name, spec in specs.items()}
     x = torch.randn(27, model.hidden_size, generator=generator)
 
     def attention(params):
-        layer = tree(params).model.layers[0]
-        return layers.attention(OPS, layer.self_attn, x, CONTEXT, model.head_dim, model.rope)
+        return model.attention(OPS, tree(params).model.layers[0].self_attn, x, CONTEXT)
 
     def mlp(params):
-        return layers.swiglu(OPS, tree(params).model.layers[0].mlp, x)
+        return model.mlp(OPS, tree(params).model.layers[0].mlp, x)
 
     for part in (attention, mlp):
         whole = part(parameters)
@@ -60,10 +68,7 @@ def test_the_shares_of_a_block_add_up(num_ranks, is_biased):
 
 
 def test_every_matrix_of_a_block_is_split():
-    styles = {
-        name.split(".")[-2]: spec.parallel
-        for name, spec in Llama.from_config(hf_fields(SMALL)).parameters().items()
-    }
+    styles = {name.split(".")[-2]: spec.parallel for name, spec in MODELS["llama"].parameters().items()}
     assert styles == {
         **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), "column"),
         **dict.fromkeys(("o_proj", "down_proj"), "row"),
