@@ -61,7 +61,7 @@ async def vanish_all(port: int, num_clients: int) -> None:
         async with room:
             await vanish(port, phase)
 
-    async with asyncio.TaskGroup() as clients:
+    async with asyncio.timeout(60 + num_clients), asyncio.TaskGroup() as clients:
         for phase in range(num_clients):
             clients.create_task(vanish_in_turn(phase))
 

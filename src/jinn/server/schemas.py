@@ -109,8 +109,10 @@ class SamplingFields(_Strict):
     """The fields that chat completions and completions share."""
 
     model: str = _limited("model", "The served name, the file's name, or 'default'.", "default")
-    stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream: bool = Field(False, description="Answer with server-sent events.")
+    stream_options: StreamOptions | None = Field(
+        None, description="`include_usage`: the last chunk tells the usage."
+    )
     n: int = _limited("n", "Choices per prompt; choice i draws with seed + i.", 1)
     max_tokens: int | None = _limited("max_tokens", "Most tokens per choice.")
     min_tokens: int = _limited("min_tokens", "No choice ends by itself before so many tokens.", 0)
@@ -118,14 +120,14 @@ class SamplingFields(_Strict):
     top_p: float | None = _limited("top_p", "Smallest set of tokens with this probability.")
     top_k: int | None = _limited("top_k", "The k most likely tokens; 0 or -1: all.")
     min_p: float | None = _limited("min_p", "Tokens at least so likely, relative to the likeliest.")
-    repetition_penalty: float | None = _limited("repetition_penalty", "1: none.")
-    presence_penalty: float | None = _limited("presence_penalty", "0: none.")
-    frequency_penalty: float | None = _limited("frequency_penalty", "0: none.")
+    repetition_penalty: float | None = _limited("repetition_penalty", "For the prompt's tokens too; 1: none.")
+    presence_penalty: float | None = _limited("presence_penalty", "For tokens of the answer; 0: none.")
+    frequency_penalty: float | None = _limited("frequency_penalty", "The same, each time; 0: none.")
     logit_bias: LogitBias = Field(default_factory=dict, description="Added to the logits, by token id.")
     seed: int | None = _limited("seed", "Absent: one is drawn. The answer names it.")
     stop: StopStringList = _limited("stop", "Texts that end a choice; not part of it.", [])
     stop_token_ids: TokenIdList = _limited("stop_token_ids", "Token ids that end a choice.", [])
-    ignore_eos: bool = False
+    ignore_eos: bool = Field(False, description="Do not stop at the model's own end-of-sequence tokens.")
 
     def check(self) -> None:
         """Refuse what only shows when fields are seen together. Raises APIError 400."""
@@ -218,7 +220,7 @@ class Message(_Strict):
 class ChatRequest(SamplingFields):
     messages: list[Message] = _limited("messages", "The conversation.", ...)
     max_completion_tokens: int | None = _limited("max_completion_tokens", "Wins over max_tokens.")
-    logprobs: bool = False
+    logprobs: bool = Field(False, description="Tell each token's log-probability.")
     top_logprobs: int = _limited("top_logprobs", "Alternatives per token; needs logprobs.", 0)
 
     def check(self) -> None:
