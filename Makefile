@@ -1,10 +1,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := $(wildcard src/jinn/native/*.cpp src/jinn/native/*.h)
+ARM_CXX ?= aarch64-linux-gnu-g++
+ARM_QUIET := -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized  # as in CMakeLists.txt
+ARM_OBJECTS := $(patsubst src/jinn/native/%.cpp,build/arm/%.o,$(filter-out %/bindings.cpp,$(filter %.cpp,$(NATIVE))))
 # Release warnings are errors here, so that a release stays free of them.
 BUILD := -C cmake.define.JINN_WERROR=ON
 
-.PHONY: help serve chat test lint check bench soak stubs format clean
+.PHONY: help serve chat test lint check check-arm bench bench-peers soak stubs format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -27,8 +30,21 @@ lint: .venv/.lint  ## style, types and formatting, without changing anything
 
 check: lint test  ## everything that CI runs
 
+check-arm:  ## compile the portable kernels for 64-bit Arm, where there is a cross-compiler
+	@if command -v $(ARM_CXX) >/dev/null; then $(MAKE) --no-print-directory $(ARM_OBJECTS); \
+	else echo "check-arm: skipped, as $(ARM_CXX) is not installed"; fi
+
+# As in CMakeLists.txt: what is built once per instruction set gets its name, the rest none.
+build/arm/%.o: src/jinn/native/%.cpp $(wildcard src/jinn/native/*.h)
+	@mkdir -p $(@D)
+	$(ARM_CXX) -std=c++20 -O2 -fPIC -Wall -Wextra -Werror $(ARM_QUIET) \
+	    $(if $(shell grep -l 'namespace jinn::JINN_ISA' $<),-DJINN_ISA=portable) -c $< -o $@
+
 bench: .venv/.serve  ## measure the packaged model against this machine's limits
 	$(BIN)/jinn bench
+
+bench-peers: .venv/.serve  ## jinn and llama.cpp (LLAMA_CPP=its folder) in turn; more options in ARGS
+	LLAMA_CPP="$(LLAMA_CPP)" $(BIN)/python bench/peers.py $(ARGS)
 
 soak: .venv/.test  ## the whole of the sweeps that CI runs a tenth of
 	$(BIN)/python -m pytest --soak
