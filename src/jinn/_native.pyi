@@ -5,7 +5,7 @@ import numpy
 from numpy.typing import NDArray
 
 
-layout_id: int = 1
+layout_id: int = 2
 
 group_size: int = 32
 
@@ -50,6 +50,33 @@ class PackedTensor:
 def pack(pool: ThreadPool, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], format: str, rows: int, cols: int, row_order: object | None = None, drop_pages: bool = False) -> PackedTensor:
     """
     Pack the file's bytes of a tensor; row i of the result is row row_order[i] of the file.
+    """
+
+class PackedExperts:
+    """A weight [experts, rows, cols] as the kernels read it."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def format(self) -> str: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def dequantize(self) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')]:
+        """The values, float32 [experts, rows, cols]."""
+
+def pack_experts(pool: ThreadPool, sources: Sequence[Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]], format: str, rows: int, cols: int, row_order: object | None = None) -> PackedExperts:
+    """
+    Pack the file's bytes of one matrix per expert; row i of each is row row_order[i] of its source.
+    """
+
+places_per_choice: int = 2
+
+def places_row_bytes(num_choices: int) -> int:
+    """
+    Bytes per row of the buffer that says where each row's chosen experts are computed.
     """
 
 def activation_stride(type: str, cols: int) -> int:
@@ -213,6 +240,8 @@ class Program:
 
     def silu_mul(self, gate: Operand, up: Operand, out: Operand) -> None: ...
 
+    def sigmoid_mul(self, x: Operand, gate: Operand, out: Operand) -> None: ...
+
     def add(self, a: Operand, b: Operand, out: Operand) -> None: ...
 
     def rope_table(self, inv_freq: Sequence[float], attention_factor: float, out: int) -> None: ...
@@ -222,6 +251,18 @@ class Program:
     def store_kv(self, k: Operand, v: Operand, layer: int) -> None: ...
 
     def attention(self, q: Operand, out: Operand, layer: int, num_kv_heads: int, scale: float) -> None: ...
+
+    def route(self, logits: Operand, scores: Operand, weights: Operand, ids: Operand, bias: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], is_sigmoid: bool, is_renormalized: bool, num_groups: int, num_chosen_groups: int, scaling: float) -> None: ...
+
+    def group_rows(self, ids: Operand, num_experts: int, places: int) -> None: ...
+
+    def gather(self, places: int, x: int, out: int, type: str, cols: int) -> None: ...
+
+    def experts_linear(self, places: int, x: int, out: int, type: str, weights: Sequence[PackedExperts], first_cols: Sequence[int]) -> None: ...
+
+    def experts_silu_mul(self, places: int, hidden: int, out: int, type: str, round_to_bf16: bool, cols: int) -> None: ...
+
+    def combine(self, places: int, x: int, weights: Operand, out: Operand) -> None: ...
 
     def select_rows(self, x: Operand, out: Operand) -> None: ...
 

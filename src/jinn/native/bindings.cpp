@@ -29,6 +29,7 @@ using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::c
 using IntTable = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using FloatTable = nb::ndarray<nb::numpy, float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using FloatStack = nb::ndarray<nb::numpy, float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
 void expect(bool condition, const std::string& what) {
   if (!condition) throw std::invalid_argument(what);
@@ -73,6 +74,49 @@ FloatTable dequantize(const PackedTensor& packed) {
   float* values = new float[static_cast<size_t>(packed.rows() * packed.cols())];
   for (int64_t row = 0; row < packed.rows(); ++row) packed.dequantize_row(row, values + row * packed.cols());
   return owned_table(values, static_cast<size_t>(packed.rows()), static_cast<size_t>(packed.cols()));
+}
+
+// One matrix per source, all experts' with all threads.
+std::shared_ptr<PackedExperts> pack_experts(ThreadPool& pool, const std::vector<Bytes>& sources,
+                                            const std::string& format, int64_t rows, int64_t cols,
+                                            const Ints* row_order) {
+  const int64_t num_experts = static_cast<int64_t>(sources.size());
+  expect(num_experts > 0, "[pack_experts] expected a source per expert");
+  auto packed = std::make_shared<PackedExperts>(format_by_name(format), num_experts, rows, cols);
+  const FormatInfo& f = info(packed->format());
+  const int64_t row_bytes = cols / f.block_elems * f.block_bytes;
+  const int64_t source_rows = row_bytes ? static_cast<int64_t>(sources[0].size()) / row_bytes : 0;
+  for (const Bytes& source : sources) {
+    expect(static_cast<int64_t>(source.size()) == source_rows * row_bytes,
+           "[pack_experts] sources are not the same whole rows of " + format);
+  }
+  if (row_order) {
+    expect(static_cast<int64_t>(row_order->size()) == rows, "[pack_experts] expected one source row per row");
+    for (int64_t i = 0; i < rows; ++i) {
+      expect(row_order->data()[i] >= 0 && row_order->data()[i] < source_rows, "[pack_experts] source row out of range");
+    }
+  } else {
+    expect(source_rows == rows, "[pack_experts] sources are not rows * cols of " + format);
+  }
+  const std::vector<int32_t> order = packed->source_rows(row_order ? row_order->data() : nullptr);
+  std::vector<const uint8_t*> data;
+  for (const Bytes& source : sources) data.push_back(source.data());
+  nb::gil_scoped_release release;
+  pool.for_each(num_experts, [&](int64_t expert) {
+    packed->pack(expert, data[static_cast<size_t>(expert)], order, 0, packed->num_tiles());
+  });
+  return packed;
+}
+
+FloatStack dequantize_experts(const PackedExperts& packed) {
+  const size_t num_experts = static_cast<size_t>(packed.num_experts()), rows = static_cast<size_t>(packed.rows());
+  const size_t cols = static_cast<size_t>(packed.cols());
+  float* values = new float[num_experts * rows * cols];
+  const nb::capsule owner(values, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  for (size_t i = 0; i < num_experts * rows; ++i) {
+    packed.dequantize_row(static_cast<int64_t>(i / rows), static_cast<int64_t>(i % rows), values + i * cols);
+  }
+  return FloatStack(values, {num_experts, rows, cols}, owner);
 }
 
 ActivationType activation_by_name(const std::string& name) {
@@ -239,6 +283,25 @@ NB_MODULE(_native, m) {
       "pool"_a, "data"_a, "format"_a, "rows"_a, "cols"_a, "row_order"_a.none() = nb::none(), "drop_pages"_a = false,
       "Pack the file's bytes of a tensor; row i of the result is row row_order[i] of the file.");
 
+  nb::class_<PackedExperts>(m, "PackedExperts", "A weight [experts, rows, cols] as the kernels read it.")
+      .def_prop_ro("shape", [](const PackedExperts& p) { return std::make_tuple(p.num_experts(), p.rows(), p.cols()); })
+      .def_prop_ro("format", [](const PackedExperts& p) { return std::string(info(p.format()).name); })
+      .def_prop_ro("nbytes", &PackedExperts::nbytes)
+      .def("dequantize", &dequantize_experts, "The values, float32 [experts, rows, cols].");
+  m.def(
+      "pack_experts",
+      [](ThreadPool& pool, const std::vector<Bytes>& sources, const std::string& format, int64_t rows, int64_t cols,
+         nb::object row_order) {
+        if (row_order.is_none()) return pack_experts(pool, sources, format, rows, cols, nullptr);
+        const Ints order = nb::cast<Ints>(row_order);
+        return pack_experts(pool, sources, format, rows, cols, &order);
+      },
+      "pool"_a, "sources"_a, "format"_a, "rows"_a, "cols"_a, "row_order"_a.none() = nb::none(),
+      "Pack the file's bytes of one matrix per expert; row i of each is row row_order[i] of its source.");
+  m.attr("places_per_choice") = kPlacesPerChoice;
+  m.def("places_row_bytes", &Places::row_bytes, "num_choices"_a,
+        "Bytes per row of the buffer that says where each row's chosen experts are computed.");
+
   m.def(
       "activation_stride",
       [](const std::string& type, int64_t cols) { return activation_stride(activation_by_name(type), cols); }, "type"_a,
@@ -355,11 +418,46 @@ NB_MODULE(_native, m) {
           },
           "x"_a, "out"_a, "weight"_a, "eps"_a)
       .def("silu_mul", &Program::silu_mul, "gate"_a, "up"_a, "out"_a)
+      .def("sigmoid_mul", &Program::sigmoid_mul, "x"_a, "gate"_a, "out"_a)
       .def("add", &Program::add, "a"_a, "b"_a, "out"_a)
       .def("rope_table", &Program::rope_table, "inv_freq"_a, "attention_factor"_a, "out"_a)
       .def("rope", &Program::rope, "table"_a, "num_pairs"_a, "num_heads"_a, "is_interleaved"_a, "x"_a, "out"_a)
       .def("store_kv", &Program::store_kv, "k"_a, "v"_a, "layer"_a)
       .def("attention", &Program::attention, "q"_a, "out"_a, "layer"_a, "num_kv_heads"_a, "scale"_a)
+      .def(
+          "route",
+          [](Program& p, Operand logits, Operand scores, Operand weights, Operand ids, const Floats& bias,
+             bool is_sigmoid, bool is_renormalized, int num_groups, int num_chosen_groups, float scaling) {
+            const RouteSpec spec{is_sigmoid, is_renormalized, static_cast<int>(ids.cols), num_groups, num_chosen_groups,
+                                 scaling,    nullptr};
+            p.route(logits, spec, to_vector(bias), scores, weights, ids);
+          },
+          "logits"_a, "scores"_a, "weights"_a, "ids"_a, "bias"_a, "is_sigmoid"_a, "is_renormalized"_a, "num_groups"_a,
+          "num_chosen_groups"_a, "scaling"_a)
+      .def("group_rows", &Program::group_rows, "ids"_a, "num_experts"_a, "places"_a)
+      .def(
+          "gather",
+          [](Program& p, int places, int x, int out, const std::string& type, int64_t cols) {
+            p.gather(places, x, activation_by_name(type), cols, out);
+          },
+          "places"_a, "x"_a, "out"_a, "type"_a, "cols"_a)
+      .def(
+          "experts_linear",
+          [](Program& p, int places, int x, int out, const std::string& type,
+             std::vector<std::shared_ptr<PackedExperts>> weights, std::vector<int64_t> first_cols) {
+            p.experts_linear(places, x, activation_by_name(type), std::move(weights), out, std::move(first_cols));
+          },
+          "places"_a, "x"_a, "out"_a, "type"_a, "weights"_a, "first_cols"_a)
+      .def(
+          "experts_silu_mul",
+          [](Program& p, int places, int hidden, int out, const std::string& type, bool round_to_bf16, int64_t cols) {
+            p.experts_silu_mul(places, hidden, activation_by_name(type), round_to_bf16, cols, out);
+          },
+          "places"_a, "hidden"_a, "out"_a, "type"_a, "round_to_bf16"_a, "cols"_a)
+      .def(
+          "combine",
+          [](Program& p, int places, int x, Operand weights, Operand out) { p.combine(weights, places, x, out); },
+          "places"_a, "x"_a, "weights"_a, "out"_a)
       .def("select_rows", &Program::select_rows, "x"_a, "out"_a)
       .def("set_output", &Program::set_output, "logits"_a);
 

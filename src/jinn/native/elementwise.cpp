@@ -1,4 +1,4 @@
-// Ops that touch each number once: add, silu_mul.
+// Ops that touch each number once: add, silu_mul, sigmoid_mul.
 #include "kernels.h"
 #include "ops.h"
 #include "vec.h"
@@ -22,6 +22,17 @@ void silu_mul(Matrix gate, Matrix up, Matrix out, int64_t first, int64_t last) {
       const int count = static_cast<int>(out.cols - i);
       const f32x16 g = load_part(gate.row(row) + i, count);
       store_part(out.row(row) + i, g * sigmoid(g) * load_part(up.row(row) + i, count), count);
+    }
+  }
+}
+
+void sigmoid_mul(Matrix x, Matrix gate, Matrix out, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; ++row) {
+    const f32x16 of_row = sigmoid(set1(gate.row(row)[0]));
+    for (int64_t i = 0; i < out.cols; i += kLanes) {
+      const int count = static_cast<int>(out.cols - i < kLanes ? out.cols - i : kLanes);
+      const f32x16 factor = gate.cols == 1 ? of_row : sigmoid(load_part(gate.row(row) + i, count));
+      store_part(out.row(row) + i, load_part(x.row(row) + i, count) * factor, count);
     }
   }
 }

@@ -10,8 +10,23 @@ namespace jinn::JINN_ISA {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    JINN_STRING(JINN_ISA), quantize_rows, linear,     rms_norm,   silu_mul, add, rope, store_kv, attention,
-    find_maximum,          log_sum_exp,   exp_scaled, read_bytes, peak,
+    JINN_STRING(JINN_ISA),
+    quantize_rows,
+    linear,
+    rms_norm,
+    silu_mul,
+    sigmoid_mul,
+    add,
+    rope,
+    store_kv,
+    attention,
+    route,
+    combine,
+    find_maximum,
+    log_sum_exp,
+    exp_scaled,
+    read_bytes,
+    peak,
 };
 
 }  // namespace jinn::JINN_ISA

@@ -64,6 +64,7 @@ struct LinearPiece {
   Matrix output;
   const Matrix* residual;  // added to the result, or null
   int64_t first_tile, last_tile, first_row, last_row;
+  int64_t first_weight_row = 0;  // that the output's column 0 is the product of
 };
 
 struct Rotation {
@@ -89,6 +90,19 @@ struct AttentionPiece {
   Matrix query, output;
 };
 
+// How each token's experts are chosen, as RouteSpec in ops/protocol.py has it.
+struct RouteSpec {
+  bool is_sigmoid = false, is_renormalized = false;
+  int num_experts_per_tok = 0, num_groups = 1, num_chosen_groups = 1;
+  float scaling = 1.0f;
+  const float* bias = nullptr;  // [num_experts], added for choosing alone, or null
+};
+
+// Float32 columns: scores [num_experts], weights [num_experts_per_tok], and ids as int32 in the same room as weights.
+struct RouteOutput {
+  Matrix scores, weights, ids;
+};
+
 enum class Peak { Int8, BF16, F32 };
 
 struct Kernels {
@@ -98,11 +112,16 @@ struct Kernels {
   void (*linear)(const LinearPiece& piece);
   void (*rms_norm)(Matrix x, const float* weight, int64_t width, float eps, Matrix out, int64_t first, int64_t last);
   void (*silu_mul)(Matrix gate, Matrix up, Matrix out, int64_t first, int64_t last);
+  // `gate` has as many columns as x, or one for the whole row.
+  void (*sigmoid_mul)(Matrix x, Matrix gate, Matrix out, int64_t first, int64_t last);
   void (*add)(Matrix a, Matrix b, Matrix out, int64_t first, int64_t last);
   void (*rope)(const Rotation& rotation, Matrix x, Matrix out, int64_t first, int64_t last);
   void (*store_kv)(const KVCache& cache, int layer, const SequenceView& sequence, Matrix k, Matrix v, int64_t first,
                    int64_t last);
   void (*attention)(const AttentionPiece& piece);
+  void (*route)(const RouteSpec& spec, Matrix logits, const RouteOutput& out, int64_t first, int64_t last);
+  // Row r is the sum over its weights, in order, of weights[i] * x[places[r * weights.cols + i]].
+  void (*combine)(Matrix x, const int32_t* places, Matrix weights, Matrix out, int64_t first, int64_t last);
   bool (*find_maximum)(const float* x, int64_t n, float* maximum);
   float (*log_sum_exp)(const float* x, int64_t n, float maximum);
   void (*exp_scaled)(const float* x, int64_t n, float maximum, float inverse_temperature, float* out);

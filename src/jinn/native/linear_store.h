@@ -7,8 +7,8 @@
 namespace jinn::JINN_ISA {
 
 JINN_INLINE void store_tile(const LinearPiece& piece, int64_t tile, int64_t row, f32x16 y) {
-  const int64_t col = tile * kTileRows;
-  const int64_t left = piece.weight->rows() - col;
+  const int64_t col = tile * kTileRows - piece.first_weight_row;
+  const int64_t left = piece.output.cols - col;
   const int count = left < kLanes ? static_cast<int>(left) : kLanes;
   if (piece.bias) y = y + load_part(piece.bias + col, count);
   if (piece.residual) y = load_part(piece.residual->row(row) + col, count) + y;

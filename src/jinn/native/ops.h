@@ -11,11 +11,14 @@ void linear_integer(const LinearPiece& piece);
 void linear_float(const LinearPiece& piece);
 void rms_norm(Matrix x, const float* weight, int64_t width, float eps, Matrix out, int64_t first, int64_t last);
 void silu_mul(Matrix gate, Matrix up, Matrix out, int64_t first, int64_t last);
+void sigmoid_mul(Matrix x, Matrix gate, Matrix out, int64_t first, int64_t last);
 void add(Matrix a, Matrix b, Matrix out, int64_t first, int64_t last);
 void rope(const Rotation& rotation, Matrix x, Matrix out, int64_t first, int64_t last);
 void store_kv(const KVCache& cache, int layer, const SequenceView& sequence, Matrix k, Matrix v, int64_t first,
               int64_t last);
 void attention(const AttentionPiece& piece);
+void route(const RouteSpec& spec, Matrix logits, const RouteOutput& out, int64_t first, int64_t last);
+void combine(Matrix x, const int32_t* places, Matrix weights, Matrix out, int64_t first, int64_t last);
 bool find_maximum(const float* x, int64_t n, float* maximum);
 float log_sum_exp(const float* x, int64_t n, float maximum);
 void exp_scaled(const float* x, int64_t n, float maximum, float inverse_temperature, float* out);

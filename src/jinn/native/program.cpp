@@ -6,32 +6,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
-#include <stdexcept>
+
+#include "instructions.h"
 
 namespace jinn {
 namespace {
 
-constexpr int64_t kRowsPerItem = kActivationRows;  // rows of a row-wise op that one claim covers
-constexpr int64_t kLinearRows = 64;                // rows of a linear that one claim covers
-constexpr int64_t kClaimsPerThread = 6;            // enough to even out threads that run at different speeds
-constexpr int64_t kAttentionTokens = 16;           // query tokens that one claim covers
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Ops that compute each row by itself.
-class RowWise : public Instruction {
- public:
-  explicit RowWise(int buffer) : buffer_(buffer) {}
-  int row_buffer() const override { return buffer_; }
-  int64_t num_items(const Step& step) const override { return ceil_div(step.num_rows(buffer_), kRowsPerItem); }
-  void run(const Step& step, int64_t item) const override {
-    rows(step, item * kRowsPerItem, std::min(step.num_rows(buffer_), (item + 1) * kRowsPerItem));
-  }
-  virtual void rows(const Step& step, int64_t first, int64_t last) const = 0;
-
- protected:
-  int buffer_;
-};
+constexpr int64_t kLinearRows = 64;       // rows of a linear that one claim covers
+constexpr int64_t kAttentionTokens = 16;  // query tokens that one claim covers
 
 class Embed : public RowWise {
  public:
@@ -90,6 +72,18 @@ class SiluMul : public RowWise {
 
  private:
   Operand gate_, up_, out_;
+};
+
+class SigmoidMul : public RowWise {
+ public:
+  SigmoidMul(Operand x, Operand gate, Operand out) : RowWise(out.buffer), x_(x), gate_(gate), out_(out) {}
+  std::string name() const override { return "sigmoid_mul"; }
+  void rows(const Step& step, int64_t first, int64_t last) const override {
+    step.kernels.sigmoid_mul(step.matrix(x_), step.matrix(gate_), step.matrix(out_), first, last);
+  }
+
+ private:
+  Operand x_, gate_, out_;
 };
 
 class Add : public RowWise {
@@ -283,10 +277,6 @@ class Attention : public Instruction {
   Operand q_, out_;
 };
 
-void expect(bool condition, const std::string& what) {
-  if (!condition) throw std::invalid_argument(what);
-}
-
 }  // namespace
 
 void Program::Free::operator()(uint8_t* data) const { std::free(data); }
@@ -346,6 +336,11 @@ void Program::rms_norm(Operand x, Operand out, std::vector<float> weight, float 
 void Program::silu_mul(Operand gate, Operand up, Operand out) {
   expect(gate.cols == up.cols && gate.cols == out.cols, "[silu_mul] expected equal widths");
   append(std::make_unique<SiluMul>(gate, up, out));
+}
+
+void Program::sigmoid_mul(Operand x, Operand gate, Operand out) {
+  expect(x.cols == out.cols && (gate.cols == x.cols || gate.cols == 1), "[sigmoid_mul] expected equal widths");
+  append(std::make_unique<SigmoidMul>(x, gate, out));
 }
 
 void Program::add(Operand a, Operand b, Operand out) {

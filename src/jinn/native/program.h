@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "experts.h"
 #include "kernels.h"
 #include "threads.h"
 
@@ -69,11 +70,25 @@ class Program {
               std::vector<std::vector<float>> biases, std::vector<Operand> outputs, Operand residual);
   void rms_norm(Operand x, Operand out, std::vector<float> weight, float eps);
   void silu_mul(Operand gate, Operand up, Operand out);
+  // `gate` has as many columns as x, or one.
+  void sigmoid_mul(Operand x, Operand gate, Operand out);
   void add(Operand a, Operand b, Operand out);
   void rope_table(std::vector<float> inv_freq, float attention_factor, int out_buffer);
   void rope(int table_buffer, int num_pairs, int num_heads, bool is_interleaved, Operand x, Operand out);
   void store_kv(Operand k, Operand v, int layer);
   void attention(Operand q, Operand out, int layer, int num_kv_heads, float scale);
+  // The experts of a mixture (experts.h): chosen per row, then computed at places, rows of one expert side by side.
+  void route(Operand logits, const RouteSpec& spec, std::vector<float> bias, Operand scores, Operand weights,
+             Operand ids);
+  void group_rows(Operand ids, int64_t num_experts, int places_buffer);
+  void gather(int places_buffer, int input_buffer, ActivationType type, int64_t cols, int out_buffer);
+  // Outputs lie side by side in one buffer of places, each from its own first column.
+  void experts_linear(int places_buffer, int input_buffer, ActivationType type,
+                      std::vector<std::shared_ptr<PackedExperts>> weights, int out_buffer,
+                      std::vector<int64_t> first_cols);
+  void experts_silu_mul(int places_buffer, int hidden_buffer, ActivationType type, bool round_to_bf16, int64_t cols,
+                        int out_buffer);
+  void combine(Operand weights, int places_buffer, int x_buffer, Operand out);
   void select_rows(Operand x, Operand out);
   void set_output(Operand logits) { output_ = logits; }
 

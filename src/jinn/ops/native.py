@@ -15,11 +15,13 @@ import numpy as np
 
 from jinn import _native
 from jinn.models.model import Model
-from jinn.ops.protocol import Context, KVSpec, Rope
+from jinn.ops.protocol import Context, KVSpec, Rope, RouteSpec, Routing
 
 FLOAT_FORMATS = ("F32", "F16", "BF16")
+NO_BIAS = np.empty(0, np.float32)
 ROW_WISE = {
-    "embed", "quantize", "add", "silu_mul", "rms_norm", "rope_table", "rope", "store_kv", "select_rows",
+    "embed", "quantize", "add", "silu_mul", "sigmoid_mul", "rms_norm", "rope_table", "rope", "store_kv",
+    "route", "combine", "select_rows",
 }  # fmt: skip
 
 
@@ -61,19 +63,14 @@ class NativeOps:
         self.instructions: list[Instruction] = []
         self._activations_of: dict[tuple[SymbolicValue, str, bool], SymbolicValue] = {}
         self._rope_tables: dict[Rope, SymbolicValue] = {}
+        self._places_of: dict[SymbolicValue, SymbolicValue] = {}
 
     def embed(self, node: Any, ctx: Context) -> SymbolicValue:
         out = _value(node.weight.shape[1])
         return self._record("embed", (), (out,), table=node.weight)[0]
 
     def linear(self, x: SymbolicValue, nodes: Sequence[Any]) -> tuple[SymbolicValue, ...]:
-        widths = [node.weight.shape[0] for node in nodes]
-        padded = [_round_up(width, 16) for width in widths]
-        buffer = Buffer(4 * sum(padded), x.buffer.is_logits)
-        starts = np.cumsum([0, *padded[:-1]]).tolist()
-        outputs = tuple(
-            SymbolicValue(buffer, width, start) for width, start in zip(widths, starts, strict=True)
-        )
+        outputs = _side_by_side([node.weight.shape[0] for node in nodes], x.buffer.is_logits)
         kinds = [self._activation_kind(node.weight.format) for node in nodes]
         for kind in dict.fromkeys(kinds):
             chosen = [i for i, other in enumerate(kinds) if other == kind]
@@ -83,7 +80,7 @@ class NativeOps:
                 tuple(outputs[i] for i in chosen),
                 type=kind[0],
                 weights=[nodes[i].weight for i in chosen],
-                biases=[getattr(nodes[i], "bias", np.empty(0, np.float32)) for i in chosen],
+                biases=[getattr(nodes[i], "bias", NO_BIAS) for i in chosen],
             )
         return outputs
 
@@ -111,6 +108,9 @@ class NativeOps:
 
     def silu_mul(self, gate: SymbolicValue, up: SymbolicValue) -> SymbolicValue:
         return self._record("silu_mul", (gate, up), (_value_like(gate),))[0]
+
+    def sigmoid_mul(self, x: SymbolicValue, gate: SymbolicValue) -> SymbolicValue:
+        return self._record("sigmoid_mul", (x, gate), (_value_like(x),))[0]
 
     def rms_norm(self, x: SymbolicValue, node: Any, eps: float) -> SymbolicValue:
         return self._record("rms_norm", (x,), (_value_like(x),), weight=node.weight, eps=eps)[0]
@@ -142,6 +142,87 @@ class NativeOps:
         out = _value(q.cols // spec.key_dim * spec.value_dim)
         kv_heads = spec.num_kv_heads
         return self._record("attention", (q,), (out,), layer=ctx.layer, num_kv_heads=kv_heads, scale=scale)[0]
+
+    def route(self, x: SymbolicValue, node: Any, spec: RouteSpec) -> Routing[SymbolicValue]:
+        num_experts, num_chosen = node.weight.shape[0], spec.num_experts_per_tok
+        is_logits = x.buffer.is_logits
+        logits = _value(num_experts, is_logits)
+        self._record(
+            "linear",
+            (self._activation(x, "f32", False),),
+            (logits,),
+            type="f32",
+            weights=[node.weight],
+            biases=[NO_BIAS],
+        )
+        scores, weights, ids = _side_by_side((num_experts, num_chosen, num_chosen), is_logits)
+        self._record(
+            "route",
+            (logits,),
+            (scores, weights, ids),
+            bias=getattr(node, "e_score_correction_bias", NO_BIAS),
+            is_sigmoid=spec.scoring == "sigmoid",
+            is_renormalized=spec.is_renormalized,
+            num_groups=spec.num_groups,
+            num_chosen_groups=spec.num_chosen_groups,
+            scaling=spec.scaling,
+        )
+        return Routing(ids, weights, scores)
+
+    def experts(self, x: SymbolicValue, routing: Routing[SymbolicValue], node: Any) -> SymbolicValue:
+        weights = [node.gate_proj.weight, node.up_proj.weight]
+        num_experts, inner, _ = weights[0].shape
+        places = self._places(routing.ids, num_experts)
+        kinds = [self._activation_kind(weight.format) for weight in weights]
+        hidden = self._at_places(routing.ids, 2 * 4 * _round_up(inner, 16), 2 * inner)
+        for kind in dict.fromkeys(kinds):
+            chosen = [i for i, other in enumerate(kinds) if other == kind]
+            held = self._activation(x, *kind)
+            gathered = self._at_places(routing.ids, _native.activation_stride(kind[0], x.cols), x.cols)
+            self._record("gather", (places, held), (gathered,), type=kind[0], cols=x.cols)
+            self._record(
+                "experts_linear",
+                (places, gathered),
+                (hidden,),
+                type=kind[0],
+                weights=[weights[i] for i in chosen],
+                first_cols=[i * _round_up(inner, 16) for i in chosen],
+            )
+        return self._experts_down(routing, places, hidden, node.down_proj.weight)
+
+    def _experts_down(
+        self, routing: Routing[SymbolicValue], places: SymbolicValue, hidden: SymbolicValue, weight: Any
+    ) -> SymbolicValue:
+        """The sum over each token's experts of the weighted products of `weight`."""
+        _, cols, inner = weight.shape
+        kind, round_to_bf16 = self._activation_kind(weight.format)
+        held = self._at_places(routing.ids, _native.activation_stride(kind, inner), inner)
+        self._record(
+            "experts_silu_mul",
+            (places, hidden),
+            (held,),
+            type=kind,
+            round_to_bf16=round_to_bf16,
+            cols=inner,
+        )
+        y = self._at_places(routing.ids, 4 * cols, cols)
+        self._record("experts_linear", (places, held), (y,), type=kind, weights=[weight], first_cols=[0])
+        out = _value(cols, routing.ids.buffer.is_logits)
+        return self._record("combine", (places, y, routing.weights), (out,))[0]
+
+    def _places(self, ids: SymbolicValue, num_experts: int) -> SymbolicValue:
+        """Where each token's experts are computed; made once for each routing."""
+        if ids not in self._places_of:
+            row_bytes = _native.places_row_bytes(ids.cols)
+            places = SymbolicValue(Buffer(row_bytes, ids.buffer.is_logits), row_bytes // 4)
+            self._record("group_rows", (ids,), (places,), num_experts=num_experts)
+            self._places_of[ids] = places
+        return self._places_of[ids]
+
+    def _at_places(self, ids: SymbolicValue, place_bytes: int, cols: int) -> SymbolicValue:
+        """A buffer that has `place_bytes` for each place."""
+        row_bytes = _native.places_per_choice * ids.cols * _round_up(place_bytes, 64)
+        return SymbolicValue(Buffer(row_bytes, ids.buffer.is_logits), cols)
 
     def select_rows(self, x: SymbolicValue, ctx: Context) -> SymbolicValue:
         return self._record("select_rows", (x,), (_value(x.cols, is_logits=True),))[0]
@@ -271,7 +352,7 @@ def _emit(
     operand: Callable[[SymbolicValue], _native.Operand],
     buffer_of: Callable[[SymbolicValue], int],
 ) -> None:
-    """Activations and rope tables go to C++ as buffers, all other values as operands."""
+    """Activations, places and rope tables go to C++ as buffers, all other values as operands."""
     inputs, outputs, attributes = instruction.inputs, instruction.outputs, instruction.attributes
     match instruction.name:
         case "quantize":
@@ -281,6 +362,14 @@ def _emit(
             program.linear(
                 buffer_of(inputs[0]), outputs=list(map(operand, outputs)), residual=residual, **attributes
             )
+        case "group_rows":
+            program.group_rows(operand(inputs[0]), places=buffer_of(outputs[0]), **attributes)
+        case "gather" | "experts_linear" | "experts_silu_mul":
+            emit = getattr(program, instruction.name)
+            emit(buffer_of(inputs[0]), buffer_of(inputs[1]), buffer_of(outputs[0]), **attributes)
+        case "combine":
+            places, y, weights = inputs
+            program.combine(buffer_of(places), buffer_of(y), operand(weights), operand(outputs[0]))
         case "rope_table":
             program.rope_table(out=buffer_of(outputs[0]), **attributes)
         case "rope":
@@ -291,6 +380,14 @@ def _emit(
 
 def _value(cols: int, is_logits: bool = False) -> SymbolicValue:
     return SymbolicValue(Buffer(4 * _round_up(cols, 16), is_logits), cols)
+
+
+def _side_by_side(widths: Sequence[int], is_logits: bool) -> tuple[SymbolicValue, ...]:
+    """Values of these widths in one buffer, each from a multiple of 16 columns."""
+    padded = [_round_up(width, 16) for width in widths]
+    buffer = Buffer(4 * sum(padded), is_logits)
+    starts = np.cumsum([0, *padded[:-1]]).tolist()
+    return tuple(SymbolicValue(buffer, width, start) for width, start in zip(widths, starts, strict=True))
 
 
 def _value_like(value: SymbolicValue) -> SymbolicValue:

@@ -1,0 +1,36 @@
+// What the files that define instructions share.
+#pragma once
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "program.h"
+
+namespace jinn {
+
+constexpr int64_t kRowsPerItem = kActivationRows;  // rows of a row-wise op that one claim covers
+constexpr int64_t kClaimsPerThread = 6;            // enough to even out threads that run at different speeds
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline void expect(bool condition, const std::string& what) {
+  if (!condition) throw std::invalid_argument(what);
+}
+
+// Ops that compute each row by itself.
+class RowWise : public Instruction {
+ public:
+  explicit RowWise(int buffer) : buffer_(buffer) {}
+  int row_buffer() const override { return buffer_; }
+  int64_t num_items(const Step& step) const override { return ceil_div(step.num_rows(buffer_), kRowsPerItem); }
+  void run(const Step& step, int64_t item) const override {
+    rows(step, item * kRowsPerItem, std::min(step.num_rows(buffer_), (item + 1) * kRowsPerItem));
+  }
+  virtual void rows(const Step& step, int64_t first, int64_t last) const = 0;
+
+ protected:
+  int buffer_;
+};
+
+}  // namespace jinn
