@@ -17,6 +17,17 @@ _GGUF_NAMES = {
     "repetition_penalty": "general.sampling.penalty_repeat",
 }
 _GGUF_END_KEYS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+_GGUF_CONTROL = 3  # of tokenizer.ggml.token_type
+
+# GGUF has no list of end ids, and often names one of several; llama.cpp goes by these texts too.
+_END_TEXTS = (
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<\uff5cend▁of▁sentence\uff5c>",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +55,16 @@ def generation_defaults(checkpoint: Checkpoint) -> GenerationDefaults:
 
 
 def _from_gguf(metadata: Mapping[str, Any]) -> GenerationDefaults:
-    ends = [metadata[key] for key in _GGUF_END_KEYS if key in metadata]
-    return _checked(ends, {name: metadata.get(key) for name, key in _GGUF_NAMES.items()})
+    named = [metadata[key] for key in _GGUF_END_KEYS if key in metadata]
+    tokens, types = _list(metadata, "tokenizer.ggml.tokens"), _list(metadata, "tokenizer.ggml.token_type")
+    known = [tokens.index(text) for text in _END_TEXTS if text in tokens]
+    controls = [token_id for token_id in known if types[token_id : token_id + 1] == [_GGUF_CONTROL]]
+    return _checked(named + controls, {name: metadata.get(key) for name, key in _GGUF_NAMES.items()})
+
+
+def _list(metadata: Mapping[str, Any], key: str) -> list[Any]:
+    value = metadata.get(key)
+    return value if isinstance(value, list) else []
 
 
 def _checked(ends: Any, settings: dict[str, Any]) -> GenerationDefaults:
