@@ -147,12 +147,12 @@ class EngineClient(asyncio.Protocol):
                 self._ready = message
                 self._is_settled.set()
             elif isinstance(message, Failed):
-                self._fail(message)
+                self._end(message)
             else:
                 raise ValueError(f"{type(message).__name__} is not for the engine's client")
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._fail(Failed("the engine process has ended"))
+        self._end(Failed("the engine process has ended"))
 
     def _take(self, step: StepOutput) -> None:
         self.stats = step.stats
@@ -168,6 +168,12 @@ class EngineClient(asyncio.Protocol):
         for progress in step.prefilling:
             if request := self._requests.get(progress.request_id):
                 _call(request.sink, progress)
+
+    def _end(self, failure: Failed) -> None:
+        """The engine ended by itself."""
+        if self._failure is None and self._ready is not None:
+            logger.error("the engine failed: %s", failure.error)
+        self._fail(failure)
 
     def _fail(self, failure: Failed) -> None:
         """Tell all who wait; only the first failure counts."""

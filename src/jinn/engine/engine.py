@@ -59,6 +59,7 @@ class Engine:
         self._ended: list[TokenOutput] = []  # outside of a step, to be told by the next
         self._prefill_speed: float | None = None  # tokens per ms
         self._num_prompt_tokens = self._num_generation_tokens = self._num_steps = 0
+        self._step_seconds = 0.0
         self.ready = Ready(
             limits.max_model_len,
             limits.max_num_seqs,
@@ -90,6 +91,7 @@ class Engine:
             num_generation_tokens=self._num_generation_tokens,
             num_preemptions=scheduler.num_preemptions,
             num_steps=self._num_steps,
+            step_seconds=self._step_seconds,
         )
 
     def submit(self, request: Submit) -> None:
@@ -117,6 +119,7 @@ class Engine:
 
     def step(self) -> StepOutput:
         """Compute one batch, draw a token for each sequence whose turn it is, and tell what came of it."""
+        started = perf_counter()
         chunks = self._scheduler.schedule(self._prefill_speed)
         outputs, self._ended = self._ended, []
         prefilling = []
@@ -129,6 +132,7 @@ class Engine:
                     Prefilling(chunk.sequence.request_id, chunk.stop, chunk.sequence.num_prompt_tokens)
                 )
         self._num_steps += bool(chunks)
+        self._step_seconds = perf_counter() - started
         return StepOutput(tuple(outputs), tuple(prefilling), self.stats)
 
     def logits(self, token_ids: IntArray) -> npt.NDArray[np.float32]:

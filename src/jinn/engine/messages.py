@@ -190,6 +190,7 @@ class EngineStats:
     num_generation_tokens: int = 0
     num_preemptions: int = 0
     num_steps: int = 0
+    step_seconds: float = 0.0  # that the last step took
 
 
 @dataclass(frozen=True, slots=True)

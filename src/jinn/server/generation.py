@@ -132,6 +132,8 @@ class Generation:
         return f"{self.request.request_id}-{prompt}"
 
     def _receive(self, prompt: int, output: EngineOutput) -> None:
+        if not isinstance(output, EngineFailed):
+            self._timer.computed(self._engine.stats.step_seconds)
         self._inbox.append((prompt, output))
         self._wake()
 
@@ -166,8 +168,6 @@ class Generation:
             elif isinstance(output, EngineFailed):
                 logger.error("the engine failed", extra={"request_id": self.request.request_id})
                 self._raise(errors.engine_down())
-            else:
-                self._timer.prefill_started()
         return deltas
 
     def _take_tokens(self, prompt: int, output: TokenOutput) -> Delta | None:

@@ -65,9 +65,10 @@ class RequestTimer:
         self._first_token_at: float | None = None
         self._last_token_at: dict[int, float] = {}  # by choice
 
-    def prefill_started(self) -> None:
+    def computed(self, step_seconds: float) -> None:
+        """A step that took so long worked for the request; with the first, its time in the queue ended."""
         if self._prefill_at is None:
-            self._prefill_at = time.monotonic()
+            self._prefill_at = max(time.monotonic() - step_seconds, self._arrived_at)
             self._metrics.queue_time.observe(self._prefill_at - self._arrived_at)
 
     def tokens_arrived(self, index: int, num_tokens: int) -> None:
@@ -77,7 +78,6 @@ class RequestTimer:
         if last is not None and num_tokens:
             self._metrics.inter_token_latency.observe((now - last) / num_tokens)
         if self._first_token_at is None:
-            self.prefill_started()
             self._first_token_at = now
             self._metrics.time_to_first_token.observe(now - self._arrived_at)
             self._metrics.prefill_time.observe(now - (self._prefill_at or now))
