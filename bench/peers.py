@@ -344,7 +344,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    from jinn.weights.hub import resolve_model
+    from jinn.weights.model_store import resolve_model
 
     options = parse_arguments()
     model = resolve_model(str(options.model) if options.model else None)

@@ -62,7 +62,7 @@ def bench(
     As in llama-bench, tokens are random and only the last one of a prompt gets logits. The times contain the
     kernels and the greedy draw of the next token.
     """
-    from jinn.weights.hub import resolve_model
+    from jinn.weights.model_store import resolve_model
 
     workload = Workload(prompt_tokens, generate_tokens, depth, _batch_sizes(batch), repeat)
     report = measure(resolve_model(model), workload, threads)
