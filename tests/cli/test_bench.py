@@ -52,6 +52,11 @@ def test_table(run, tiny_path):
     assert lines[5].startswith("limits: reads ")
 
 
+def test_more_sequences_than_a_step_or_the_server_takes(run, tiny_path):
+    result = run("bench", tiny_path, *SMALL, "--batch", 600, "--depth", 30, "--repeat", 1, "--json")
+    assert json.loads(result.stdout)["decode_tok_s"]["600"] > 0
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
