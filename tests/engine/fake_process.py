@@ -18,6 +18,14 @@ class SlowRunner(FakeRunner):
         return super().step(batch, rows)
 
 
+class BrokenRunner(FakeRunner):
+    def step(self, batch, rows):
+        return []
+
+
+RUNNERS = {"slow": SlowRunner, "breaks": BrokenRunner}
+
+
 def load_runner(config: EngineConfig, progress: Progress) -> tuple[FakeRunner, ModelInfo]:
     for loaded in range(0, 1001, 100):
         progress(loaded, 1000)
@@ -25,7 +33,7 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[FakeRunner, M
         raise ValueError("no such model")
     if config.model == "dies":
         os._exit(3)
-    runner = (SlowRunner if config.model == "slow" else FakeRunner)(4096, 32)
+    runner = RUNNERS.get(config.model, FakeRunner)(4096, 32)
     return runner, ModelInfo(4096 * 32, (EOS,), "fake", ("a note",))
 
 

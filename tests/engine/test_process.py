@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -189,6 +190,24 @@ async def test_an_id_in_use_is_refused():
         client.submit(make_request(), Inbox())
         with pytest.raises(ValueError, match="r is already"):
             client.submit(make_request(), Inbox())
+
+
+def test_what_broke_the_engine_is_told_even_to_one_who_writes(caplog):
+    @in_time
+    async def write():
+        async with engine_process("breaks") as client:
+            await client.ready()
+            inboxes = {name: Inbox() for name in ("first", "second")}
+            for name, inbox in inboxes.items():
+                client.submit(make_request(name), inbox)
+                time.sleep(0.3)  # the engine breaks, and nothing is read meanwhile
+            for inbox in inboxes.values():
+                await inbox.is_over.wait()
+                assert "drew 0 tokens" in inbox[-1].error
+            assert not client.is_alive
+
+    write()
+    assert "the engine failed: the runner drew 0 tokens" in caplog.text
 
 
 @in_time

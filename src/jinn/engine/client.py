@@ -174,6 +174,8 @@ class EngineClient(asyncio.Protocol):
         if self._failure is None and self._ready is not None:
             logger.error("the engine failed: %s", failure.error)
         self._fail(failure)
+        if self._transport is not None:
+            self._transport.close()
 
     def _fail(self, failure: Failed) -> None:
         """Tell all who wait; only the first failure counts."""

@@ -12,6 +12,8 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from jinn.engine.config import EngineConfig, ModelInfo
@@ -30,6 +32,8 @@ LoadRunner = Callable[[EngineConfig, Progress], "tuple[Runner, ModelInfo]"]
 _READ_BYTES = 1 << 18
 _MAX_UNSENT_BYTES = 1 << 24  # no further step while the reader is this far behind
 _IDLE_MS = 1000
+_FINISH_SECONDS = 2.0
+_FINISH_POLL_MS = 100
 
 
 class Connection:
@@ -71,10 +75,15 @@ class Connection:
             raise EOFError
         return [message for part in self._reader.feed(data) if (message := _decode(part))]
 
-    def drain(self) -> None:
-        """Wait until all is sent. Raises EOFError if the peer is gone."""
-        while self._unsent:
-            self.receive(None)
+    def finish(self) -> None:
+        """Wait until the peer has taken all and, for `_FINISH_SECONDS` at most, until it closes.
+
+        A peer that writes to a closed socket would not read what is left there.
+        """
+        deadline = monotonic() + _FINISH_SECONDS
+        with suppress(EOFError):
+            while self._unsent or monotonic() < deadline:
+                self.receive(_FINISH_POLL_MS)
 
     def _flush(self) -> None:
         try:
@@ -164,7 +173,7 @@ def run(sock: socket.socket, config: EngineConfig, load_runner: LoadRunner) -> i
 def _fail(connection: Connection, error: Exception) -> int:
     """Tell the parent why this process ends. Returns the exit status."""
     connection.send(Failed(str(error) or type(error).__name__))
-    connection.drain()
+    connection.finish()
     return 1
 
 
