@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -72,11 +72,6 @@ class Decoder:
             )
         if self.head_dim % 4:
             raise ConfigError(f"config field head_dim {self.head_dim} is no multiple of 4")
-
-    @classmethod
-    def from_config(cls, fields: Fields) -> Self:
-        """Read the config that came with the weights. Raises ConfigError naming the field."""
-        return cls(**decoder_fields(fields))
 
     def parameters(self) -> dict[str, ParameterSpec]:
         """Every parameter by its checkpoint key."""
