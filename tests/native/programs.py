@@ -137,3 +137,15 @@ def _poisoned(instructions: Sequence[Instruction], num_rows: int) -> Iterator[In
             whole = SymbolicValue(buffer, nans.shape[1])
             yield Instruction("embed", (), (whole,), {"table": pack(nans)})
         yield instruction
+
+
+def pack_experts(values: np.ndarray, format_name: str = "F32") -> _native.PackedExperts:
+    """float32 [experts, rows, cols] as the kernels read it."""
+    block_format = FORMAT_BY_NAME[format_name]
+    sources = [
+        np.ascontiguousarray(matrix, np.float32).view(np.uint8).reshape(-1)
+        if format_name == "F32"
+        else quantize(matrix, block_format)
+        for matrix in values
+    ]
+    return _native.pack_experts(POOLS[1], sources, format_name, *values.shape[1:])

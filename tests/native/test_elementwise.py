@@ -1,4 +1,4 @@
-"""add, silu_mul and rms_norm against the reference."""
+"""add, silu_mul, sigmoid_mul and rms_norm against the reference."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tensors(*values):
 
 @BY_ISA
 @WIDTHS
-@pytest.mark.parametrize("name", ["add", "silu_mul"])
+@pytest.mark.parametrize("name", ["add", "silu_mul", "sigmoid_mul"])
 def test_two_inputs(isa, cols, name):
     a, b = random_values(65, cols, 0), random_values(65, cols, 1)
     (y,) = run_op(lambda ops, a, b: [getattr(ops, name)(a, b)], a, b, isa=isa)
@@ -36,6 +36,19 @@ def test_two_inputs(isa, cols, name):
     if name == "add":
         assert_same_bits(y, expected)
     assert_close(y, expected)
+
+
+@BY_ISA
+@WIDTHS
+def test_a_gate_for_the_whole_row(isa, cols):
+    x, gate = random_values(65, cols, 0), random_values(65, 1, 1)
+    (y,) = run_op(lambda ops, x, gate: [ops.sigmoid_mul(x, gate)], x, gate, isa=isa)
+    assert_close(y, OPS.sigmoid_mul(*tensors(x, gate)).numpy())
+
+
+def test_gates_of_another_width_are_refused():
+    with pytest.raises(ValueError, match="sigmoid_mul"):
+        run_op(lambda ops, x, gate: [ops.sigmoid_mul(x, gate)], np.ones((1, 4)), np.ones((1, 2)))
 
 
 @BY_ISA
@@ -77,7 +90,7 @@ def test_strided_inputs(isa, first_col):
     def build(name):
         return lambda ops, x: [getattr(ops, name)(columns(x, first_col, 40), columns(x, 50, 40))]
 
-    for name in ("add", "silu_mul"):
+    for name in ("add", "silu_mul", "sigmoid_mul"):
         (y,) = run_op(build(name), x, isa=isa)
         assert_close(y, getattr(OPS, name)(*tensors(view, other)).numpy())
     (y,) = run_op(lambda ops, x: [ops.rms_norm(columns(x, first_col, 40), parameter(weight), 1e-5)], x)
@@ -85,7 +98,7 @@ def test_strided_inputs(isa, first_col):
 
 
 @BY_ISA
-@pytest.mark.parametrize("name", ["add", "silu_mul", "rms_norm"])
+@pytest.mark.parametrize("name", ["add", "silu_mul", "sigmoid_mul", "rms_norm"])
 def test_a_row_does_not_depend_on_the_rows_beside_it(isa, name):
     x = random_values(65, 50, 6)
     weight = random_values(1, 50, 7)[0]

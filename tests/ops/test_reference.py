@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from jinn.ops.protocol import Context, KVSpec, Rope
+from jinn.ops.protocol import Context, KVSpec, Rope, RouteSpec, Routing
 from jinn.ops.reference import LEVELS, PagedCache, ReferenceOps, integer_groups, tensor_batch
 from native.programs import packed_sequences
 
@@ -56,6 +56,12 @@ def test_add_and_silu_mul():
     a, b = random_tensor(6, 10), random_tensor(6, 10, seed=1)
     check(OPS.add(a, b), a + b, [a, b])
     check(OPS.silu_mul(a, b), functional.silu(a) * b, [a, b])
+
+
+@pytest.mark.parametrize("gate_cols", [1, 10])
+def test_sigmoid_mul(gate_cols):
+    x, gate = random_tensor(6, 10), random_tensor(6, gate_cols, seed=1)
+    check(OPS.sigmoid_mul(x, gate), x / (1 + (-gate).exp()), [x, gate])
 
 
 @pytest.mark.parametrize("num_runs", [1, 4])
@@ -155,6 +161,55 @@ def test_activations_are_rounded_only_where_a_kernel_would():
     }  # fmt: skip
     for (activations, weight_format), held in expected.items():
         assert torch.equal(ReferenceOps(activations).held(x, weight_format), held)
+
+
+@pytest.mark.parametrize("is_renormalized", [False, True])
+def test_softmax_routing(is_renormalized):
+    """Renormalized weights are the softmax of the chosen logits alone."""
+    x, weight = random_tensor(9, 10), random_tensor(8, 10, seed=1)
+    routing = OPS.route(x, node(weight), RouteSpec(3, is_renormalized=is_renormalized))
+    best, ids = functional.linear(x, weight).topk(3)
+    assert torch.equal(routing.ids, ids)
+    weights = best.softmax(-1) if is_renormalized else functional.linear(x, weight).softmax(-1).gather(1, ids)
+    check(routing.weights, weights, [x, weight])
+    torch.testing.assert_close(routing.scores, functional.linear(x, weight).softmax(-1))
+
+
+def test_sigmoid_routing_in_groups():
+    """DeepSeek-V3's router (arXiv 2412.19437, eq. 12 to 16), token by token and in plain numbers."""
+    x, weight, bias = random_tensor(30, 10), random_tensor(12, 10, seed=1), random_tensor(12, seed=2)
+    router = SimpleNamespace(weight=weight, e_score_correction_bias=bias.detach())
+    routing = OPS.route(x, router, RouteSpec(3, "sigmoid", True, 4, 2, 2.5))
+    scores = functional.linear(x, weight).sigmoid()
+    expected = []
+    for token in range(30):
+        ranking = (scores[token] + bias).tolist()
+        groups = [sorted(ranking[3 * g : 3 * g + 3])[-2:] for g in range(4)]
+        allowed = sorted(range(4), key=lambda g, groups=groups: -sum(groups[g]))[:2]
+        candidates = [e for e in range(12) if e // 3 in allowed]
+        ids = sorted(candidates, key=lambda e, ranking=ranking: -ranking[e])[:3]
+        assert routing.ids[token].tolist() == ids
+        expected.append(2.5 * scores[token, ids] / scores[token, ids].sum())
+    check(routing.weights, torch.stack(expected), [x, weight])
+
+
+def test_ties_between_experts_go_to_the_lower_id():
+    x = random_tensor(3, 10)
+    for spec in (RouteSpec(4), RouteSpec(4, "sigmoid", num_groups=4, num_chosen_groups=2)):
+        assert OPS.route(x, node(torch.zeros(16, 10)), spec).ids.tolist() == [[0, 1, 2, 3]] * 3
+
+
+def test_experts():
+    """Against all experts of every token, with weights of 0 for those it did not choose."""
+    x, weights = random_tensor(20, 10), random_tensor(20, 3, seed=1)
+    ids = random_tensor(20, 6, seed=2).argsort(-1)[:, :3]
+    gate, up, down = random_tensor(6, 7, 10), random_tensor(6, 7, 10, seed=3), random_tensor(6, 10, 7, seed=4)
+    mixture = SimpleNamespace(gate_proj=node(gate), up_proj=node(up), down_proj=node(down))
+    ours = OPS.experts(x, Routing(ids, weights, weights), mixture)
+    hidden = functional.silu(torch.einsum("th,eih->tei", x, gate)) * torch.einsum("th,eih->tei", x, up)
+    outputs = torch.einsum("tei,ehi->teh", hidden, down)
+    factors = torch.zeros(20, 6).scatter(1, ids, weights)
+    check(ours, torch.einsum("te,teh->th", factors, outputs), [x, weights, gate, up, down])
 
 
 def test_select_rows():

@@ -12,12 +12,16 @@ namespace {
 
 constexpr float kTinySum = 1e-20f;
 
+// y, or NaN where x is, which exp and sigmoid do not keep.
+JINN_INLINE f32x16 keep_nan(f32x16 x, f32x16 y) { return select(x == x, y, x); }
+
 void softmax(const float* x, int64_t n, float* out) {
   float largest = x[0], sum = 0.0f;
   for (int64_t i = 1; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
   for (int64_t i = 0; i < n; i += kLanes) {
     const int count = static_cast<int>(n - i < kLanes ? n - i : kLanes);
-    const f32x16 e = select(lanes_below(count), exp(load_part(x + i, count) - largest), f32x16{});
+    const f32x16 difference = load_part(x + i, count) - largest;
+    const f32x16 e = select(lanes_below(count), keep_nan(difference, exp(difference)), f32x16{});
     sum += reduce_add(e);
     store_part(out + i, e, count);
   }
@@ -27,7 +31,8 @@ void softmax(const float* x, int64_t n, float* out) {
 void sigmoids(const float* x, int64_t n, float* out) {
   for (int64_t i = 0; i < n; i += kLanes) {
     const int count = static_cast<int>(n - i < kLanes ? n - i : kLanes);
-    store_part(out + i, sigmoid(load_part(x + i, count)), count);
+    const f32x16 logit = load_part(x + i, count);
+    store_part(out + i, keep_nan(logit, sigmoid(logit)), count);
   }
 }
 
