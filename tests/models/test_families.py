@@ -1,4 +1,4 @@
-"""Each dense family against transformers: logits, gradients, and faults that the comparison must find."""
+"""Each family against transformers: logits, gradients, and faults that the comparison must find."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ def test_logits(saved, variant, loader, tolerance):
         assert largest_error(logits, expected[:length]) <= tolerance
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+# GGUF has no key for weights that are not renormalized
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "qwen3_moe as they are"])
 @LOADERS
 def test_gguf_and_folder_are_the_same_model(saved, variant, loader, tolerance):
     """Both give transformers' logits, and the same bits but where GGUF's own rope divisors are rounded."""
@@ -102,14 +103,14 @@ def test_gguf_and_folder_are_the_same_model(saved, variant, loader, tolerance):
     assert np.array_equal(*logits) or "llama3" in variant
 
 
-@pytest.mark.parametrize("variant", [*FULL, "qwen3 groups of three", "qwen3 yarn"])
+@pytest.mark.parametrize("variant", [*FULL, "qwen3 groups of three", "qwen3 yarn", "qwen3_moe biased"])
 @pytest.mark.parametrize("cache_dtype", ["f32", "bf16", "int8"])
 def test_steps_and_parts_give_the_bits_of_the_whole(saved, variant, cache_dtype):
     runner = load(load_runner, saved(variant), kv_cache_dtype=cache_dtype)
     check_steps_and_parts(runner, random_ids(67))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen3_moe"])
 @pytest.mark.parametrize("activations", ["int12", "bf16"])
 def test_steps_and_parts_of_integer_weights(saved, family, activations):
     path = saved(f"{family} for llama.cpp", "Q8_0")

@@ -36,6 +36,7 @@ LLAMA_CPP = {
     "head_dim": 64,
 }
 """A shape that llama.cpp runs, in its block formats too."""
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "norm_topk_prob": True}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -76,6 +77,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3 own yarn": ("qwen3", {"rope_parameters": OWN_YARN_ROPE}),
     "qwen3 for llama.cpp": ("qwen3", LLAMA_CPP),
     "qwen3 yarn for llama.cpp": ("qwen3", {**LLAMA_CPP, "rope_parameters": YARN_ROPE}),
+    "qwen3_moe untied": ("qwen3_moe", {**THETA, **EXPERTS}),
+    "qwen3_moe biased": ("qwen3_moe", {**EXPERTS, "attention_bias": True, "tie_word_embeddings": True}),
+    "qwen3_moe as they are": ("qwen3_moe", {**EXPERTS, "norm_topk_prob": False}),
+    "qwen3_moe for llama.cpp": ("qwen3_moe", {**LLAMA_CPP, **EXPERTS, "moe_intermediate_size": 256}),
 }
 
 

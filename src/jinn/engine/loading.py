@@ -56,44 +56,68 @@ def load_parameters(
     """Every parameter by key: matrices packed, vectors as float32. Pages of the file are let go behind."""
     specs, origins = model.parameters(), model.origins(checkpoint)
     check_tensors(specs, origins, checkpoint)
-    total = sum(checkpoint.tensors[origin.name].nbytes for origin in origins.values())
+    sizes = {name: origin_bytes(origin, checkpoint) for name, origin in origins.items()}
     loaded, parameters = 0, {}
     for name, spec in specs.items():
-        origin = origins[name]
-        parameters[name] = _load(checkpoint, spec, origin, pool)
-        loaded += checkpoint.tensors[origin.name].nbytes
-        progress(loaded, total)
+        parameters[name] = _load(checkpoint, spec, origins[name], pool)
+        loaded += sizes[name]
+        progress(loaded, sum(sizes.values()))
     return parameters
 
 
+def origin_bytes(origin: Origin, checkpoint: Checkpoint) -> int:
+    """Of all its tensors."""
+    return sum(checkpoint.tensors[name].nbytes for name in origin.names)
+
+
 def _load(checkpoint: Checkpoint, spec: ParameterSpec, origin: Origin, pool: _native.ThreadPool) -> Any:
-    info = checkpoint.tensors[origin.name]
-    checkpoint.check_finite(origin.name)
-    data = checkpoint.data(origin.name)
-    if len(spec.shape) == 2:
-        rows, cols = spec.shape
-        packed = _native.pack(pool, data, info.format.name, rows, cols, origin.row_order)
-        del data
-        checkpoint.release(origin.name)
-        return packed
-    values = dequantize(data, info.format, info.shape).reshape(spec.shape)
-    return np.ascontiguousarray(values if origin.row_order is None else values[origin.row_order])
+    for name in origin.names:
+        checkpoint.check_finite(name)
+    if len(spec.shape) == 1:
+        info = checkpoint.tensors[origin.name]
+        values = dequantize(checkpoint.data(origin.name), info.format, info.shape)
+        return np.ascontiguousarray(values if origin.row_order is None else values[origin.row_order])
+    packed = _pack(checkpoint, spec, origin, pool)
+    for name in origin.names:
+        checkpoint.release(name)
+    return packed
+
+
+def _pack(checkpoint: Checkpoint, spec: ParameterSpec, origin: Origin, pool: _native.ThreadPool) -> Any:
+    """A matrix, or one per expert."""
+    formats = {checkpoint.tensors[name].format.name for name in origin.names}
+    if len(formats) > 1:
+        raise WeightsError(
+            f"{checkpoint.path}: tensors {origin.name!r} have types {sorted(formats)}, not one"
+        )
+    (format_name,) = formats
+    *experts, rows, cols = spec.shape
+    if not experts:
+        return _native.pack(pool, checkpoint.data(origin.name), format_name, rows, cols, origin.row_order)
+    if origin.num_experts is None:
+        sources = list(checkpoint.data(origin.name).reshape(experts[0], -1))
+    else:
+        sources = [checkpoint.data(name) for name in origin.names]
+    return _native.pack_experts(pool, sources, format_name, rows, cols, origin.row_order)
 
 
 def check_tensors(
     specs: Mapping[str, ParameterSpec], origins: Mapping[str, Origin], checkpoint: Checkpoint
 ) -> None:
     """Raise WeightsError for the first parameter that the checkpoint lacks, has in another shape or adds."""
-    for name, spec in specs.items():
-        info = checkpoint.tensors.get(origins[name].name)
-        if info is None:
-            raise WeightsError(f"{checkpoint.path}: tensor {origins[name].name!r} is missing")
-        if info.shape != spec.shape:
-            raise WeightsError(
-                f"{checkpoint.path}: tensor {info.name!r} has shape {list(info.shape)}, "
-                f"not {list(spec.shape)}"
-            )
-    used = {origin.name for origin in origins.values()}
+    used: set[str] = set()
+    for parameter, spec in specs.items():
+        origin = origins[parameter]
+        shape = origin.shape_of(spec)
+        for name in origin.names:
+            info = checkpoint.tensors.get(name)
+            if info is None:
+                raise WeightsError(f"{checkpoint.path}: tensor {name!r} is missing")
+            if info.shape != shape:
+                raise WeightsError(
+                    f"{checkpoint.path}: tensor {name!r} has shape {list(info.shape)}, not {list(shape)}"
+                )
+        used.update(origin.names)
     for name in checkpoint.tensors:
         if name not in used and not name.endswith(_DERIVED_TENSORS):
             raise WeightsError(f"{checkpoint.path}: tensor {name!r} is none of the model's")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from jinn.engine.config import EngineConfig, ModelInfo
-from jinn.engine.loading import Progress, check_tensors, model_info
+from jinn.engine.loading import Progress, check_tensors, model_info, origin_bytes
 from jinn.engine.runner import Runner
 from jinn.engine.sampler import SampledToken, SampleRow, sample
 from jinn.models.model import Model
@@ -78,20 +78,25 @@ def load_tensors(model: Model, checkpoint: Checkpoint, progress: Progress) -> di
     """Every parameter by key, dequantized to float32, with its file's format as `.format`."""
     specs, origins = model.parameters(), model.origins(checkpoint)
     check_tensors(specs, origins, checkpoint)
-    total = sum(checkpoint.tensors[origin.name].nbytes for origin in origins.values())
+    sizes = {name: origin_bytes(origin, checkpoint) for name, origin in origins.items()}
     loaded, parameters = 0, {}
     for name in specs:
         parameters[name] = _load(checkpoint, origins[name])
-        loaded += checkpoint.tensors[origins[name].name].nbytes
-        progress(loaded, total)
+        loaded += sizes[name]
+        progress(loaded, sum(sizes.values()))
     return parameters
 
 
 def _load(checkpoint: Checkpoint, origin: Origin) -> torch.Tensor:
-    info = checkpoint.tensors[origin.name]
-    checkpoint.check_finite(origin.name)
-    values = dequantize(checkpoint.data(origin.name), info.format, info.shape)
-    tensor: Any = torch.from_numpy(values if origin.row_order is None else values[origin.row_order])
+    parts = []
+    for name in origin.names:
+        info = checkpoint.tensors[name]
+        checkpoint.check_finite(name)
+        parts.append(dequantize(checkpoint.data(name), info.format, info.shape))
+    values = parts[0] if origin.num_experts is None else np.stack(parts)
+    if origin.row_order is not None:
+        values = values.take(origin.row_order, axis=max(values.ndim - 2, 0))
+    tensor: Any = torch.from_numpy(values)
     tensor.format = info.format.name
     parameter: torch.Tensor = tensor
     return parameter

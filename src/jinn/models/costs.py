@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import prod
 
 from jinn.models.model import Model
+from jinn.models.parameters import ParameterSpec
 from jinn.weights.block_formats import BlockFormat
 from jinn.weights.checkpoint import Checkpoint
 
@@ -23,7 +24,9 @@ class Costs:
     Arithmetic is "int8", "bf16" or "f32": what a weight's format is multiplied in; attention takes f32.
     """
 
-    weight_bytes: int  # that each step reads: all but the embedding, unless that is the head too
+    weight_bytes: (
+        int  # that a token reads: all but the embedding, unless that is the head too, and other experts
+    )
     layer_operations: Mapping[str, float]  # of the linears of all layers, per token, by arithmetic
     head_operations: Mapping[str, float]  # per row of logits, by arithmetic
     model: Model
@@ -43,18 +46,26 @@ class Costs:
 def costs(model: Model, checkpoint: Checkpoint) -> Costs:
     """The costs of a checkpoint's tensors. Raises KeyError where it lacks one."""
     specs, origins = model.parameters(), model.origins(checkpoint)
-    infos = {name: checkpoint.tensors[origins[name].name] for name in specs}
+    formats = {name: checkpoint.tensors[origins[name].names[0]].format for name in specs}
     head = _HEAD if _HEAD in specs else _EMBEDDING
     layers: Counter[str] = Counter()
     for name, spec in specs.items():
-        if len(spec.shape) == 2 and name not in (_EMBEDDING, _HEAD):
-            layers[_arithmetic(infos[name].format)] += 2 * prod(spec.shape)
+        if len(spec.shape) > 1 and name not in (_EMBEDDING, _HEAD):
+            layers[_arithmetic(formats[name])] += 2 * spec.active_size
     return Costs(
-        sum(info.nbytes for name, info in infos.items() if name != _EMBEDDING or head == _EMBEDDING),
+        sum(
+            _active_bytes(specs[name], formats[name])
+            for name in specs
+            if name != _EMBEDDING or head == _EMBEDDING
+        ),
         layers,
-        {_arithmetic(infos[head].format): 2.0 * prod(specs[head].shape)},
+        {_arithmetic(formats[head]): 2.0 * prod(specs[head].shape)},
         model,
     )
+
+
+def _active_bytes(spec: ParameterSpec, block_format: BlockFormat) -> int:
+    return spec.active_size // block_format.block_elems * block_format.block_bytes
 
 
 def _arithmetic(block_format: BlockFormat) -> str:

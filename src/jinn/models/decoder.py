@@ -7,7 +7,6 @@ family's own file overrides what is different about it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,6 +33,10 @@ GGUF_LAYER = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
 }
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -141,12 +144,13 @@ class Decoder:
         return (KVSpec(self.num_key_value_heads, self.head_dim, self.head_dim),) * self.num_hidden_layers
 
     def active_parameters(self) -> int:
-        """Parameters that one token reads: all of them."""
-        return sum(prod(spec.shape) for spec in self.parameters().values())
+        """Parameters that one token reads: all but the experts it does not choose."""
+        return sum(spec.active_size for spec in self.parameters().values())
 
     def flops(self, num_tokens: int, context_len: int) -> float:
         """2 per weight of a linear, and 4 * heads * head_dim per layer, token and position it sees."""
-        linear = sum(prod(spec.shape) for spec in self.parameters().values() if spec.parallel != "replicated")
+        layers = [spec for name, spec in self.parameters().items() if name.startswith("model.layers.")]
+        linear = sum(spec.active_size for spec in layers if len(spec.shape) > 1)
         head = self.vocab_size * self.hidden_size
         mean_context = context_len - (num_tokens - 1) / 2
         attention = 4 * self.num_hidden_layers * self.num_attention_heads * self.head_dim * mean_context

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinn.ops.protocol import Context, KVSpec, Ops, Rope, Value
+from jinn.ops.protocol import Context, KVSpec, Ops, Rope, RouteSpec, Value
 
 
 def attention(ops: Ops[Value], params: Any, x: Value, ctx: Context, head_dim: int, rope: Rope) -> Value:
@@ -31,3 +31,8 @@ def swiglu(ops: Ops[Value], params: Any, x: Value) -> Value:
     gate, up = ops.linear(x, [params.gate_proj, params.up_proj])
     (out,) = ops.linear(ops.silu_mul(gate, up), [params.down_proj])
     return out
+
+
+def mixture(ops: Ops[Value], params: Any, x: Value, spec: RouteSpec) -> Value:
+    """The weighted sum of each token's experts; params: gate (the router), experts."""
+    return ops.experts(x, ops.route(x, params.gate, spec), params.experts)

@@ -4,29 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-Parallel = Literal["column", "row", "replicated"]
-"""How tensor parallelism splits a weight: by rows, by columns (and sums the results), or not at all."""
+Parallel = Literal["column", "row", "expert", "replicated"]
+"""How tensor parallelism splits a weight: by rows, by columns or experts (summing the results), or not."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterSpec:
-    """A parameter [out, in] of a linear or embedding, or [features] of a norm or bias."""
+    """A parameter [out, in] of a linear or embedding, [experts, out, in], or [features] of a norm or bias."""
 
     shape: tuple[int, ...]
     parallel: Parallel = "replicated"
+    num_experts_per_tok: int | None = None  # that a token reads; None: all of the parameter
+
+    @property
+    def active_size(self) -> int:
+        """Numbers that one token reads."""
+        if self.num_experts_per_tok is None:
+            return prod(self.shape)
+        return self.num_experts_per_tok * prod(self.shape[1:])
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The checkpoint's tensor behind a parameter; row `i` is its row `row_order[i]` (None: row `i`)."""
+    """The checkpoint's tensor behind a parameter; row `i` is its row `row_order[i]` (None: row `i`).
+
+    A parameter [experts, out, in] is one tensor, or `num_experts` tensors [out, in] whose `name` has {} for
+    the expert's number. `row_order` is that of each expert, `num_rows` its rows where it holds others too.
+    """
 
     name: str
     row_order: npt.NDArray[np.int32] | None = None
+    num_experts: int | None = None
+    num_rows: int | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all tensors."""
+        if self.num_experts is None:
+            return (self.name,)
+        return tuple(self.name.format(expert) for expert in range(self.num_experts))
+
+    def shape_of(self, spec: ParameterSpec) -> tuple[int, ...]:
+        """The shape of each tensor of this parameter."""
+        shape = spec.shape if self.num_experts is None else spec.shape[1:]
+        return shape if self.num_rows is None else (*shape[:-2], self.num_rows, shape[-1])
 
 
 class Node:

@@ -10,12 +10,15 @@ from jinn.models.llama import Llama
 from jinn.models.model import Model
 from jinn.models.qwen2 import Qwen2
 from jinn.models.qwen3 import Qwen3
+from jinn.models.qwen3_moe import Qwen3Moe
 from jinn.weights.checkpoint import Checkpoint
 
 FAMILIES: dict[str, Callable[[Fields], Model]] = {
     "llama": Llama.from_config,
     "qwen2": Qwen2.from_config,
     "qwen3": Qwen3.from_config,
+    "qwen3_moe": Qwen3Moe.from_config,
+    "qwen3moe": Qwen3Moe.from_config,
 }
 
 
