@@ -12,10 +12,14 @@ from jinn import _native
 from jinn.ops.native import Instruction, NativeOps, SymbolicValue, compile_program, fuse
 from jinn.ops.protocol import Batch, Context
 from jinn.weights.block_formats import FORMAT_BY_NAME
-from jinn.weights.quantize import quantize
+from jinn.weights.quantize import QUANTIZABLE, quantize
 
 ISAS = _native.isa_names()
 FORMATS = tuple(FORMAT_BY_NAME)
+LARGEST_CODES = {  # the largest value of a block whose float16 scale is 1
+    "Q8_0": 127, "Q4_0": 8, "Q4_1": 15, "Q5_0": 16, "Q5_1": 31,
+    "Q2_K": 45, "Q3_K": 128, "Q4_K": 945, "Q5_K": 1953, "Q6_K": 4096, "IQ4_NL": 127, "IQ4_XS": 4064,
+}  # fmt: skip
 INTEGER_FORMATS = tuple(name for name, block_format in FORMAT_BY_NAME.items() if block_format.is_quantized)
 POOLS = {num_threads: _native.ThreadPool(num_threads) for num_threads in (1, 2)}
 
@@ -26,12 +30,32 @@ Build = Callable[..., Sequence[SymbolicValue]]
 def pack(
     values: np.ndarray, format_name: str = "F32", row_order: np.ndarray | None = None
 ) -> _native.PackedTensor:
-    """float32 [rows, cols] as the kernels read it."""
+    """float32 [rows, cols] as the kernels read it; other values where nothing quantises to the format."""
     if format_name == "F32":
         data = np.ascontiguousarray(values, np.float32).view(np.uint8).reshape(-1)
-    else:
+    elif format_name in QUANTIZABLE:
         data = quantize(values, FORMAT_BY_NAME[format_name])
+    else:
+        data = random_blocks(format_name, values.shape, float(np.abs(values).max()))
     return _native.pack(POOLS[1], data, format_name, *values.shape, row_order)
+
+
+def whole_blocks(format_name: str, cols: int) -> int:
+    """`cols`, or the next width that the format can hold."""
+    block_elems = FORMAT_BY_NAME[format_name].block_elems
+    return -(-cols // block_elems) * block_elems
+
+
+def random_blocks(format_name: str, shape: tuple[int, int], largest: float) -> np.ndarray:
+    """Bytes of every pattern of codes and sub-scales, with values up to about `largest`."""
+    block_format = FORMAT_BY_NAME[format_name]
+    rng = np.random.default_rng(shape)
+    num_blocks = block_format.nbytes(shape) // block_format.block_bytes
+    blocks = rng.integers(0, 256, (num_blocks, block_format.block_bytes), np.uint8)
+    for offset in block_format.scale_offsets:
+        scales = rng.uniform(-1, 1, (num_blocks, 1)) * largest / LARGEST_CODES[format_name]
+        blocks[:, offset : offset + 2] = scales.astype(np.float16).view(np.uint8)
+    return blocks.reshape(-1)
 
 
 def parameter(weight: Any, bias: np.ndarray | None = None) -> SimpleNamespace:

@@ -6,10 +6,24 @@ import numpy as np
 import pytest
 import torch
 
+from jinn import _native
 from jinn.ops.reference import ReferenceOps
+from jinn.weights.block_formats import FORMAT_BY_NAME
 
 from .compare import assert_close, assert_same_bits
-from .programs import FORMATS, INTEGER_FORMATS, ISAS, OpProgram, columns, pack, parameter, run_op
+from .programs import (
+    FORMATS,
+    INTEGER_FORMATS,
+    ISAS,
+    POOLS,
+    OpProgram,
+    columns,
+    pack,
+    parameter,
+    random_blocks,
+    run_op,
+    whole_blocks,
+)
 
 ACTIVATIONS = ("int12", "int8", "bf16", "f32")
 BY_ISA = pytest.mark.parametrize("isa", ISAS)
@@ -53,6 +67,7 @@ def linear(*nodes):
 @BY_ACTIVATIONS
 @pytest.mark.parametrize(("rows", "cols"), [(15, 64), (16, 96), (17, 32), (50, 160), (33, 576)])
 def test_values(isa, name, activations, rows, cols):
+    cols = whole_blocks(name, cols)
     node = parameter(pack(weight_values(rows, cols), name), weight_values(1, rows, seed=2)[0])
     x = random_values(65, cols)
     (y,) = run_op(linear(node), x, isa=isa, activations=activations)
@@ -64,8 +79,10 @@ def test_values(isa, name, activations, rows, cols):
 @BY_ACTIVATIONS
 def test_a_single_output(isa, name, activations):
     """Of positive terms, since there is no other output to measure an error by."""
-    node = parameter(pack(np.abs(weight_values(1, 64)), name))
-    x = np.abs(random_values(65, 64))
+    cols = whole_blocks(name, 64)
+    node = parameter(pack(np.abs(weight_values(1, cols)), name))
+    signs = np.where(node.weight.dequantize()[0] < 0, -1, 1).astype(np.float32)
+    x = np.abs(random_values(65, cols)) * signs
     (y,) = run_op(linear(node), x, isa=isa, activations=activations)
     assert_close(y, expected_linear(x, node, activations))
 
@@ -86,7 +103,7 @@ def test_input_widths_of_any_size(isa, name, activations, cols):
 @BY_ACTIVATIONS
 def test_a_row_does_not_depend_on_the_rows_beside_it(isa, name, activations):
     """Every row count from 1 to 65, rows at other places in the batch, and two threads: the same bits."""
-    cols = 96
+    cols = whole_blocks(name, 96)
     node = parameter(pack(weight_values(40, cols), name))
     x = random_values(65, cols)
     settings = {"isa": isa, "activations": activations}
@@ -104,7 +121,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(isa, name, activations):
 @BY_ISA
 @BY_ACTIVATIONS
 def test_one_call_reads_packs_of_several_formats(isa, activations):
-    cols = 64
+    cols = 256
     nodes = [
         parameter(pack(weight_values(rows, cols, seed=rows), name), bias)
         for rows, name, bias in [
@@ -113,6 +130,8 @@ def test_one_call_reads_packs_of_several_formats(isa, activations):
             (5, "Q8_0", weight_values(1, 5)[0]),
             (16, "BF16", None),
             (33, "Q4_0", None),
+            (20, "Q4_K", None),
+            (18, "Q6_K", weight_values(1, 18)[0]),
         ]
     ]
     x = random_values(10, cols)
@@ -139,8 +158,9 @@ def test_strided_inputs(isa, activations, first_col):
 @BY_ACTIVATIONS
 def test_a_residual_is_added_as_by_an_add(isa, name, activations):
     """`fuse` lets a linear add: the same bits as two instructions."""
-    node = parameter(pack(weight_values(40, 64), name), weight_values(1, 40)[0])
-    x, residual = random_values(7, 64), random_values(7, 40, seed=5)
+    cols = whole_blocks(name, 64)
+    node = parameter(pack(weight_values(40, cols), name), weight_values(1, 40)[0])
+    x, residual = random_values(7, cols), random_values(7, 40, seed=5)
 
     def build(ops, x, residual):
         (y,) = ops.linear(x, [node])
@@ -152,17 +172,54 @@ def test_a_residual_is_added_as_by_an_add(isa, name, activations):
     assert_same_bits(fused, apart)
 
 
+@pytest.mark.parametrize("name", INTEGER_FORMATS)
+@pytest.mark.parametrize("activations", ["int12", "int8"])
+def test_amx_and_avx512_give_the_same_bits(name, activations):
+    if not {"amx", "avx512"} <= set(ISAS):
+        pytest.skip("this machine has no AMX")
+    node = parameter(pack(weight_values(40, 512), name))
+    x = random_values(65, 512)
+    amx, avx512 = (run_op(linear(node), x, isa=isa, activations=activations)[0] for isa in ("amx", "avx512"))
+    assert_same_bits(amx, avx512)
+
+
 @BY_ISA
 @pytest.mark.parametrize("name", INTEGER_FORMATS)
-def test_the_largest_codes_do_not_saturate(isa, name):
-    weights = np.where(np.arange(4096) % 2, 1, -1) * np.ones((16, 1))
-    node = parameter(pack(weights.astype(np.float32), name))
-    x = np.stack([weights[0], -weights[0], np.ones(4096)]).astype(np.float32)
-    for activations in ("int12", "int8"):
-        (y,) = run_op(linear(node), x, isa=isa, activations=activations)
-        expected = expected_linear(x, node, activations)
-        assert np.abs(y - expected).max() <= 1e-5 * 4096
-        assert_close(y[:2], expected[:2])
+@pytest.mark.parametrize("activations", ["int12", "int8"])
+def test_the_largest_codes_do_not_saturate(isa, name, activations):
+    """Each row repeats one byte, so that codes and sub-scales are at the ends of what they can be."""
+    block_format = FORMAT_BY_NAME[name]
+    rows, cols = 16, 4096
+    blocks = random_blocks(name, (rows, cols), 1.0).reshape(rows, -1, block_format.block_bytes)
+    row_bytes = [
+        0x00,
+        0x01,
+        0x0F,
+        0x10,
+        0x1F,
+        0x20,
+        0x2F,
+        0x3F,
+        0x40,
+        0x55,
+        0x7F,
+        0x80,
+        0x88,
+        0xAA,
+        0xF0,
+        0xFF,
+    ]
+    is_scale = np.zeros(block_format.block_bytes, bool)
+    for offset in block_format.scale_offsets:
+        is_scale[offset : offset + 2] = True
+    blocks[:, :, ~is_scale] = np.array(row_bytes, np.uint8)[:, None, None]
+    node = parameter(_native.pack(POOLS[1], blocks.reshape(-1), name, rows, cols))
+    weights = node.weight.dequantize()
+    x = np.concatenate([np.where(weights < 0, -1, 1), np.where(weights < 0, 1, -1), np.ones((1, cols))])
+    x = x.astype(np.float32)
+    (y,) = run_op(linear(node), x, isa=isa, activations=activations)
+    terms = np.abs(x) @ np.abs(weights).T
+    assert (np.abs(y - expected_linear(x, node, activations)) <= 1e-5 * terms).all()
 
 
 @BY_ISA

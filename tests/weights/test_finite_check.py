@@ -11,10 +11,10 @@ from jinn.weights.checkpoint import open_checkpoint
 from jinn.weights.errors import WeightsError
 from jinn.weights.finite_check import check_finite
 from jinn.weights.hub import resolve_model
-from jinn.weights.quantize import quantize
+from jinn.weights.quantize import QUANTIZABLE, quantize
 from jinn.weights.tensors import TensorInfo
 
-SHAPE = (4, 64)
+SHAPE = (4, 512)
 BAD_BITS = {
     F32: [0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001],
     F16: [0x7C00, 0xFC00, 0x7E00, 0x7C01],
@@ -28,7 +28,14 @@ def tensor(block_format):
 
 
 def good_data(block_format):
-    """Values up to the largest that are finite."""
+    """Values up to the largest that are finite; codes of 0xFF where nothing quantises to the format."""
+    if block_format.name not in QUANTIZABLE:
+        blocks = np.full(
+            (block_format.nbytes(SHAPE) // block_format.block_bytes, block_format.block_bytes), 0xFF, np.uint8
+        )
+        for offset in block_format.scale_offsets:
+            blocks[:, offset : offset + 2] = [0xFF, 0x7B]
+        return blocks.reshape(-1)
     values = np.random.default_rng(0).standard_normal(SHAPE)
     values[0, 0] = 65000
     return quantize(values, block_format)

@@ -28,7 +28,7 @@ enum class ActivationType { F32, BF16, Int8, Int12 };
 // Integers share a scale in groups of 32 columns: x = scale * code, |code| <= 127 (Int8) or 2032 (Int12). Int12 codes
 // are kept as two int8, code = kHigh * high + low. Rows come in blocks of 16, so that what a kernel needs of 16 rows
 // lies side by side: codes [16][groups][32 of Int8, or 32 high and 32 low], then per group [16] scales (f32), [16] sums
-// of the codes (i32) and [16] scaled sums (f32).
+// of the codes (i32), [16] scaled sums (f32) and [16] sums of the first half's codes (i32).
 struct Activations {
   uint8_t* data = nullptr;
   int64_t stride = 0;
@@ -42,6 +42,7 @@ struct Activations {
   float* scales(int64_t r) const { return plane<float>(r, 0); }
   int32_t* sums(int64_t r) const { return plane<int32_t>(r, 1); }
   float* scaled_sums(int64_t r) const { return plane<float>(r, 2); }
+  int32_t* half_sums(int64_t r) const { return plane<int32_t>(r, 3); }
 
  private:
   uint8_t* block(int64_t r) const { return data + r / kActivationRows * kActivationRows * stride; }

@@ -4,6 +4,7 @@
 // one fixed order at the end, whatever is computed beside it.
 #include <type_traits>
 
+#include "block_codes.h"
 #include "kernels.h"
 #include "linear_store.h"
 #include "ops.h"
@@ -14,27 +15,14 @@ namespace {
 
 constexpr int kParts = 4;
 
-struct Tile {
-  const uint8_t* codes;
-  const uint16_t* scales;
-  const uint16_t* mins;
-
-  Tile(const PackedTensor& weight, int64_t tile)
-      : codes(weight.tile(tile)),
-        scales(reinterpret_cast<const uint16_t*>(codes + weight.layout().scales)),
-        mins(reinterpret_cast<const uint16_t*>(codes + weight.layout().mins)) {}
-
-  u32x16 word(int64_t w) const { return load_as<u32x16>(codes + 64 * w); }
-};
-
-// Each format widens four consecutive columns, 4 * q to 4 * q + 3, of 16 rows.
+// Each format widens four consecutive columns, 4 * q to 4 * q + 3, of 16 rows; q goes up from 0.
 struct WidenF32 {
-  JINN_INLINE void quad(const Tile& tile, int64_t q, f32x16* out) {
+  void quad(const Tile& tile, int64_t q, f32x16* out) const {
     for (int i = 0; i < 4; ++i) out[i] = bit_cast<f32x16>(tile.word(4 * q + i));
   }
 };
 struct WidenF16 {
-  JINN_INLINE void quad(const Tile& tile, int64_t q, f32x16* out) {
+  void quad(const Tile& tile, int64_t q, f32x16* out) const {
     for (int i = 0; i < 2; ++i) {
       const u32x16 word = tile.word(2 * q + i);
       out[2 * i] = f16_low(word);
@@ -43,7 +31,7 @@ struct WidenF16 {
   }
 };
 struct WidenBF16 {
-  JINN_INLINE void quad(const Tile& tile, int64_t q, f32x16* out) {
+  void quad(const Tile& tile, int64_t q, f32x16* out) const {
     for (int i = 0; i < 2; ++i) {
       const u32x16 word = tile.word(2 * q + i);
       out[2 * i] = bf16_low(word);
@@ -52,34 +40,30 @@ struct WidenBF16 {
   }
 };
 
-JINN_INLINE void widen_bytes(u32x16 word, int offset, f32x16 scale, f32x16* out) {
-  for (int i = 0; i < 4; ++i) {
-    const i32x16 code = (i32x16)((word >> (8 * i)) & 0xffu) - offset;
-    out[i] = to_float(code) * scale;
-  }
-}
-struct WidenQ8 {
-  JINN_INLINE void quad(const Tile& tile, int64_t q, f32x16* out) {
-    widen_bytes(tile.word(q), 128, load_f16(tile.scales + q / 8 * kLanes), out);
-  }
-};
-template <bool HasMins>
-struct WidenQ4 {
-  JINN_INLINE void quad(const Tile& tile, int64_t q, f32x16* out) {
-    const u32x16 word = (tile.word(q / 2) >> (4 * (q % 2))) & 0x0f0f0f0fu;
-    widen_bytes(word, HasMins ? 0 : 8, load_f16(tile.scales + q / 8 * kLanes), out);
-    if constexpr (HasMins) {
-      const f32x16 min = load_f16(tile.mins + q / 8 * kLanes);
-      for (int i = 0; i < 4; ++i) out[i] = out[i] + min;
+template <class Codes>
+struct WidenCodes {
+  u32x16 words[kGroupWords];
+  f32x16 scales[Codes::kScales], mins[Codes::kScales];
+
+  void quad(const Tile& tile, int64_t q, f32x16* out) {
+    const int w = static_cast<int>(q % kGroupWords);
+    if (w == 0) {
+      Codes::load_codes(tile, q / kGroupWords, words);
+      Codes::load_scales(tile, q / kGroupWords, scales, mins);
+    }
+    const int part = w * Codes::kScales / kGroupWords;
+    for (int i = 0; i < 4; ++i) {
+      const i32x16 code = (i32x16)((words[w] >> (8 * i)) & 0xffu) - Codes::kOffset;
+      out[i] = to_float(code) * scales[part];
+      if constexpr (Codes::kHasMins) out[i] = out[i] + mins[part];
     }
   }
 };
 
 // Columns past the last whole quad of F32, F16 and BF16 weights.
 JINN_INLINE float value_at(const PackedTensor& weight, const Tile& tile, int64_t col, int lane) {
-  const int word_cols = info(weight.format()).word_cols;
-  const uint32_t word = tile.word(col / word_cols)[lane];
-  if (word_cols == 1) return bit_cast<float>(word);
+  if (weight.format() == Format::F32) return bit_cast<float>(tile.word(col)[lane]);
+  const uint32_t word = tile.word(col / 2)[lane];
   const uint16_t half = static_cast<uint16_t>(word >> (16 * (col % 2)));
   return weight.format() == Format::F16 ? half_to_float(half) : bf16_to_float(half);
 }
@@ -90,9 +74,10 @@ void tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) 
   const Tile tile(weight, tile_index);
   const int64_t num_quads = weight.cols() / 4;
   f32x16 y[R][kParts] = {};
+  Widen widen;
   for (int64_t q = 0; q < num_quads; ++q) {
     f32x16 w[4];
-    Widen::quad(tile, q, w);
+    widen.quad(tile, q, w);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const float* x = reinterpret_cast<const float*>(piece.input.row(first_row + r)) + 4 * q;
@@ -167,12 +152,8 @@ void linear_float(const LinearPiece& piece) {
       return piece_of<WidenF16>(piece);
     case Format::BF16:
       return piece_of<WidenBF16>(piece);
-    case Format::Q8_0:
-      return piece_of<WidenQ8>(piece);
-    case Format::Q4_0:
-      return piece_of<WidenQ4<false>>(piece);
-    case Format::Q4_1:
-      return piece_of<WidenQ4<true>>(piece);
+    default:
+      with_block_codes(piece.weight->format(), [&](auto codes) { piece_of<WidenCodes<decltype(codes)>>(piece); });
   }
 }
 

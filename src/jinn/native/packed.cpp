@@ -5,21 +5,29 @@
 #include <stdexcept>
 
 #define JINN_ISA base
-#include "vec.h"
+#include "block_codes.h"
 
 namespace jinn {
 namespace {
 
-using base::bf16_to_float;
-using base::half_to_float;
+using base::kGroupWords;
 
-constexpr std::array<FormatInfo, 6> kFormats = {{
-    {Format::F32, "F32", 1, 4, 1, 0, false, false},
-    {Format::F16, "F16", 1, 2, 2, 0, false, false},
-    {Format::BF16, "BF16", 1, 2, 2, 0, false, false},
-    {Format::Q8_0, "Q8_0", 32, 34, 4, 128, true, false},
-    {Format::Q4_0, "Q4_0", 32, 18, 8, 8, true, false},
-    {Format::Q4_1, "Q4_1", 32, 20, 8, 0, true, true},
+constexpr std::array<FormatInfo, 15> kFormats = {{
+    {Format::F32, "F32", 1, 4, 32, 0},
+    {Format::F16, "F16", 1, 2, 16, 0},
+    {Format::BF16, "BF16", 1, 2, 16, 0},
+    {Format::Q8_0, "Q8_0", 32, 34, 8, 0, 0},
+    {Format::Q4_0, "Q4_0", 32, 18, 4, 0, 0},
+    {Format::Q4_1, "Q4_1", 32, 20, 4, 0, 0, 2},
+    {Format::Q5_0, "Q5_0", 32, 22, 4, 1, 0},
+    {Format::Q5_1, "Q5_1", 32, 24, 4, 1, 0, 2},
+    {Format::Q2_K, "Q2_K", 256, 84, 2, 0, 80, 82, 0, 16},
+    {Format::Q3_K, "Q3_K", 256, 110, 2, 1, 108, -1, 96, 12},
+    {Format::Q4_K, "Q4_K", 256, 144, 4, 0, 0, 2, 4, 12},
+    {Format::Q5_K, "Q5_K", 256, 176, 4, 1, 0, 2, 4, 12},
+    {Format::Q6_K, "Q6_K", 256, 210, 4, 2, 208, -1, 192, 16},
+    {Format::IQ4_NL, "IQ4_NL", 32, 18, 4, 0, 0},
+    {Format::IQ4_XS, "IQ4_XS", 256, 136, 4, 0, 0, -1, 2, 6},
 }};
 
 size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -38,17 +46,14 @@ uint16_t load_u16(const uint8_t* from) {
 
 // One row of one tile while it is packed or read: lane `lane` of each plane.
 struct Lane {
-  uint8_t* codes;
-  uint8_t* scales;
-  uint8_t* mins;
+  uint8_t* tile;
+  const TileLayout& layout;
   int lane;
 
-  Lane(uint8_t* tile, const TileLayout& layout, int lane)
-      : codes(tile), scales(tile + layout.scales), mins(tile + layout.mins), lane(lane) {}
-
-  uint8_t* word(int64_t w) const { return codes + (w * kTileRows + lane) * 4; }
-  uint8_t* scale(int64_t group) const { return scales + (group * kTileRows + lane) * 2; }
-  uint8_t* min(int64_t group) const { return mins + (group * kTileRows + lane) * 2; }
+  uint8_t* word(int64_t w) const { return tile + (w * kTileRows + lane) * 4; }
+  uint8_t* scale(int64_t block) const { return tile + layout.scales + (block * kTileRows + lane) * 2; }
+  uint8_t* min(int64_t block) const { return tile + layout.mins + (block * kTileRows + lane) * 2; }
+  uint8_t* sub_scales(int64_t block, int bytes) const { return tile + layout.sub_scales + block * bytes * kTileRows; }
 };
 
 void pack_words(const uint8_t* row, int64_t row_bytes, const Lane& lane) {
@@ -56,45 +61,144 @@ void pack_words(const uint8_t* row, int64_t row_bytes, const Lane& lane) {
   if (row_bytes % 4) std::memcpy(lane.word(row_bytes / 4), row + row_bytes / 4 * 4, row_bytes % 4);
 }
 
-void pack_q8(const uint8_t* block, int64_t group, const Lane& lane) {
-  std::memcpy(lane.scale(group), block, 2);
-  for (int w = 0; w < 8; ++w) {
-    const uint32_t codes = load_u32(block + 2 + 4 * w) ^ 0x80808080u;
-    std::memcpy(lane.word(group * 8 + w), &codes, 4);
+// The functions below read 32 codes of a file's block into the bytes of eight words, in the order of their columns.
+
+// Fields of `mask`'s width in 32 consecutive bytes, `shift` bits up.
+void read_fields(const uint8_t* from, int shift, uint32_t mask, uint32_t* words) {
+  for (int w = 0; w < kGroupWords; ++w) words[w] = (load_u32(from + 4 * w) >> shift) & mask;
+}
+
+// Byte j of 16 holds columns j and j + 16.
+void read_nibbles(const uint8_t* from, uint32_t* words) {
+  for (int w = 0; w < kGroupWords; ++w) words[w] = (load_u32(from + 4 * (w % 4)) >> (4 * (w / 4))) & 0x0f0f0f0fu;
+}
+
+// Adds bit c of 32 as bit 4 of column c.
+void add_fifth_bits(const uint8_t* from, uint32_t* words) {
+  const uint32_t bits = load_u32(from);
+  for (int w = 0; w < kGroupWords; ++w) {
+    const uint32_t four = (bits >> (4 * w)) & 15u;
+    words[w] |= (four * 0x00204081u & 0x01010101u) << 4;  // a byte each
   }
 }
 
-// The file's byte j holds columns j and j + 16 of the block; nibbles of 8 consecutive columns make one word.
-void pack_q4(const uint8_t* nibbles, int64_t group, const Lane& lane) {
-  for (int w = 0; w < 4; ++w) {
-    const uint8_t* from = nibbles + (w % 2) * 8;
-    const int shift = w < 2 ? 0 : 4;
-    const uint32_t first = (load_u32(from) >> shift) & 0x0f0f0f0fu;
-    const uint32_t second = (load_u32(from + 4) >> shift) & 0x0f0f0f0fu;
-    const uint32_t codes = first | (second << 4);
-    std::memcpy(lane.word(group * 4 + w), &codes, 4);
+// Adds fields as read_fields reads them, `to` bits up.
+void add_fields(const uint8_t* from, int shift, uint32_t mask, int to, uint32_t* words) {
+  uint32_t fields[kGroupWords];
+  read_fields(from, shift, mask, fields);
+  for (int w = 0; w < kGroupWords; ++w) words[w] |= fields[w] << to;
+}
+
+// Group `g` of a block. The K formats put the groups of 64 or 128 columns side by side in the same bytes.
+void read_codes(Format format, const uint8_t* block, int g, uint32_t* words) {
+  constexpr uint32_t kBit = 0x01010101u, kPair = 0x03030303u, kNibble = 0x0f0f0f0fu;
+  switch (format) {
+    case Format::Q8_0:
+      read_fields(block + 2, 0, ~0u, words);
+      for (int w = 0; w < kGroupWords; ++w) words[w] ^= 0x80808080u;  // + 128
+      break;
+    case Format::Q4_0:
+    case Format::IQ4_NL:
+      read_nibbles(block + 2, words);
+      break;
+    case Format::Q4_1:
+      read_nibbles(block + 4, words);
+      break;
+    case Format::Q5_0:
+      read_nibbles(block + 6, words);
+      add_fifth_bits(block + 2, words);
+      break;
+    case Format::Q5_1:
+      read_nibbles(block + 8, words);
+      add_fifth_bits(block + 4, words);
+      break;
+    case Format::Q2_K:
+      read_fields(block + 16 + 32 * (g / 4), 2 * (g % 4), kPair, words);
+      break;
+    case Format::Q3_K:
+      read_fields(block + 32 + 32 * (g / 4), 2 * (g % 4), kPair, words);
+      add_fields(block, g, kBit, 2, words);
+      break;
+    case Format::Q4_K:
+      read_fields(block + 16 + 32 * (g / 2), 4 * (g % 2), kNibble, words);
+      break;
+    case Format::Q5_K:
+      read_fields(block + 48 + 32 * (g / 2), 4 * (g % 2), kNibble, words);
+      add_fields(block + 16, g, kBit, 4, words);
+      break;
+    case Format::Q6_K:
+      read_fields(block + 64 * (g / 4) + 32 * (g % 2), 4 * (g % 4 / 2), kNibble, words);
+      add_fields(block + 128 + 32 * (g / 4), 2 * (g % 4), kPair, 4, words);
+      break;
+    case Format::IQ4_XS:
+      read_nibbles(block + 8 + 16 * g, words);
+      break;
+    case Format::F32:
+    case Format::F16:
+    case Format::BF16:
+      break;  // not in blocks
   }
 }
 
-void pack_row(Format format, const uint8_t* row, int64_t cols, const Lane& lane) {
-  const FormatInfo& f = info(format);
-  if (!f.is_quantized) return pack_words(row, cols * f.block_bytes, lane);
-  for (int64_t group = 0; group < cols / kGroup; ++group, row += f.block_bytes) {
-    if (format == Format::Q8_0) {
-      pack_q8(row, group, lane);
-      continue;
+// The `bits` bits from `shift` on of each code as fields of the group's words from `first` on.
+void pack_fields(const uint32_t* codes, int bits, int shift, int64_t first, const Lane& lane) {
+  const int per_byte = 8 / bits;
+  const uint32_t mask = 0x01010101u * ((1u << bits) - 1);
+  for (int w = 0; w < bits; ++w) {
+    uint32_t word = 0;
+    for (int k = 0; k < per_byte; ++k) word |= ((codes[w * per_byte + k] >> shift) & mask) << (bits * k);
+    std::memcpy(lane.word(first + w), &word, 4);
+  }
+}
+
+// The file's bytes as a half, where their count is not whole words, and words.
+void pack_sub_scales(const uint8_t* from, int bytes, uint8_t* to, int lane) {
+  const int half = bytes % 4;
+  std::memcpy(to + half * lane, from, static_cast<size_t>(half));
+  for (int at = half; at < bytes; at += 4) std::memcpy(to + at * kTileRows + 4 * lane, from + at, 4);
+}
+
+void pack_block(const FormatInfo& f, const uint8_t* block, int64_t index, const Lane& lane) {
+  std::memcpy(lane.scale(index), block + f.scale_at, 2);
+  if (f.min_at >= 0) std::memcpy(lane.min(index), block + f.min_at, 2);
+  if (f.sub_scale_bytes > 0) {
+    pack_sub_scales(block + f.sub_scales_at, f.sub_scale_bytes, lane.sub_scales(index, f.sub_scale_bytes), lane.lane);
+  }
+  const int num_groups = f.block_elems / kGroup;
+  for (int g = 0; g < num_groups; ++g) {
+    const int64_t first = (index * num_groups + g) * f.bits();
+    uint32_t codes[kGroupWords];
+    read_codes(f.format, block, g, codes);
+    pack_fields(codes, f.low_bits, 0, first, lane);
+    if (f.high_bits > 0) pack_fields(codes, f.high_bits, f.low_bits, first + f.low_bits, lane);
+  }
+}
+
+void pack_row(const FormatInfo& f, const uint8_t* row, int64_t cols, const Lane& lane) {
+  if (!f.is_quantized()) return pack_words(row, cols * f.block_bytes, lane);
+  for (int64_t b = 0; b < cols / f.block_elems; ++b) pack_block(f, row + b * f.block_bytes, b, lane);
+}
+
+float float_at(Format format, const Lane& lane, int64_t col) {
+  if (format == Format::F32) return base::bit_cast<float>(load_u32(lane.word(col)));
+  const uint16_t half = load_u16(lane.word(col / 2) + 2 * (col % 2));
+  return format == Format::F16 ? base::half_to_float(half) : base::bf16_to_float(half);
+}
+
+template <class Codes>
+void dequantize_groups(const base::Tile& tile, int lane, int64_t cols, float* out) {
+  for (int64_t g = 0; g < cols / kGroup; ++g) {
+    base::u32x16 words[kGroupWords];
+    base::f32x16 scale[Codes::kScales], min[Codes::kScales] = {};
+    Codes::load_codes(tile, g, words);
+    Codes::load_scales(tile, g, scale, min);
+    for (int col = 0; col < kGroup; ++col) {
+      const int code = static_cast<int>(words[col / 4][lane] >> (8 * (col % 4)) & 0xffu);
+      const int s = col * Codes::kScales / kGroup;
+      const float value = scale[s][lane] * static_cast<float>(code - Codes::kOffset);
+      *out++ = Codes::kHasMins ? value + min[s][lane] : value;
     }
-    std::memcpy(lane.scale(group), row, 2);
-    if (f.has_mins) std::memcpy(lane.min(group), row + 2, 2);
-    pack_q4(row + (f.has_mins ? 4 : 2), group, lane);
   }
-}
-
-float code_at(const FormatInfo& f, const Lane& lane, int64_t col) {
-  const uint8_t* word = lane.word(col / f.word_cols);
-  const int at = static_cast<int>(col % f.word_cols);
-  if (f.word_cols == 4) return word[at];
-  return static_cast<float>(at < 4 ? word[at] & 15 : word[at - 4] >> 4);
 }
 
 int64_t checked_cols(Format format, int64_t rows, int64_t cols) {
@@ -120,11 +224,12 @@ Format format_by_name(const std::string& name) {
 
 TileLayout::TileLayout(Format format, int64_t cols) {
   const FormatInfo& f = info(format);
-  const size_t words = static_cast<size_t>((cols + f.word_cols - 1) / f.word_cols);
-  const size_t plane = f.is_quantized ? static_cast<size_t>(cols / kGroup) * kTileRows * 2 : 0;
-  scales = words * kTileRows * 4;
-  mins = scales + plane;
-  bytes = round_up(mins + (f.has_mins ? plane : 0), 64);
+  const size_t words = (static_cast<size_t>(cols) * f.bits() + 31) / 32;
+  const size_t blocks = f.is_quantized() ? static_cast<size_t>(cols / f.block_elems) : 0;
+  sub_scales = words * kTileRows * 4;
+  scales = sub_scales + blocks * f.sub_scale_bytes * kTileRows;
+  mins = scales + blocks * kTileRows * 2;
+  bytes = round_up(mins + (f.min_at >= 0 ? blocks * kTileRows * 2 : 0), 64);
 }
 
 PackedTensor::PackedTensor(Format format, int64_t rows, int64_t cols)
@@ -142,30 +247,21 @@ void PackedTensor::pack(const uint8_t* source, const int32_t* row_order, int64_t
     for (int lane = 0; lane < kTileRows && t * kTileRows + lane < rows_; ++lane) {
       const int64_t row = t * kTileRows + lane;
       const int64_t from = row_order ? row_order[row] : row;
-      pack_row(format_, source + from * row_bytes, cols_, Lane(tile, layout_, lane));
+      pack_row(f, source + from * row_bytes, cols_, Lane{tile, layout_, lane});
     }
   }
 }
 
 void PackedTensor::dequantize_row(int64_t row, float* out) const {
-  const FormatInfo& f = info(format_);
-  uint8_t* tile = data_.data() + layout_.bytes * static_cast<size_t>(row / kTileRows);
-  const Lane lane(tile, layout_, static_cast<int>(row % kTileRows));
-  for (int64_t col = 0; col < cols_; ++col) {
-    if (f.is_quantized) {
-      const float scale = half_to_float(load_u16(lane.scale(col / kGroup)));
-      out[col] = scale * (code_at(f, lane, col) - static_cast<float>(f.offset));
-      if (f.has_mins) out[col] += half_to_float(load_u16(lane.min(col / kGroup)));
-      continue;
-    }
-    const uint8_t* word = lane.word(col / f.word_cols);
-    if (format_ == Format::F32) {
-      std::memcpy(out + col, word, 4);
-    } else {
-      const uint16_t half = load_u16(word + 2 * (col % 2));
-      out[col] = format_ == Format::F16 ? half_to_float(half) : bf16_to_float(half);
-    }
+  const int64_t t = row / kTileRows;
+  const int lane = static_cast<int>(row % kTileRows);
+  if (!info(format_).is_quantized()) {
+    const Lane values{data_.data() + layout_.bytes * static_cast<size_t>(t), layout_, lane};
+    for (int64_t col = 0; col < cols_; ++col) out[col] = float_at(format_, values, col);
+    return;
   }
+  base::with_block_codes(
+      format_, [&](auto codes) { dequantize_groups<decltype(codes)>(base::Tile(*this, t), lane, cols_, out); });
 }
 
 }  // namespace jinn

@@ -3,16 +3,30 @@
 // A tile is 16 rows ("lanes") of the weight [rows, cols]; the last tile is padded with zero rows. A tile holds planes,
 // one after another, each the file's own values in the order in which the kernels stream them:
 //
-//   codes   32-bit words [cols / per_word][16 lanes]; a word holds consecutive columns of one row:
-//             F32 1 column; F16, BF16 2 (the first in the low half); Q8_0 4 bytes q + 128;
-//             Q4_0, Q4_1 8 nibbles: byte j holds column j in its low and column 4 + j in its high nibble
-//   scales  f16 [cols / 32][16 lanes]          Q8_0, Q4_0, Q4_1
-//   mins    f16 [cols / 32][16 lanes]          Q4_1
+//   codes       32-bit words [words][16 lanes]; a word holds consecutive columns of one row. F32 1 column; F16, BF16 2,
+//               the first in the low half. Quantized formats: per group of 32 columns, words of fields of 8, 4, 2 or 1
+//               bits. Field k of byte j, counted from the low end, is column 4 * k + j of the word. Codes of 3, 5 or 6
+//               bits have words of their low 2 or 4 bits and then words of the rest.
+//   sub_scales  [cols / 256][sub_scale_bytes * 16 lanes]: the file's bytes, a half (IQ4_XS) and then 32-bit words
+//   scales      f16 [cols / block_elems][16 lanes]
+//   mins        f16 [cols / block_elems][16 lanes]
 //
-// Integer codes are unsigned, and a value is scale * (code - offset) with the format's fixed offset, or
-// scale * code + min. Tiles are padded to 64 bytes, odd columns of 2-column words to an even count. Formats with 3, 5
-// or 6 bits add bit planes, two-level scales stay as they are in the file: one more plane each. A 16 x 4 word row is
-// also what AMX reads as a B tile; a layout for Arm's i8mm (8 x 8) would be another layout id.
+//   format    bits   value                                  sub-scales of a block of 256 columns
+//   Q8_0      8      scale * (code - 128)                   -           (codes are the file's int8 + 128)
+//   Q4_0      4      scale * (code - 8)
+//   Q4_1      4      scale * code + min
+//   Q5_0      4 + 1  scale * (code - 16)
+//   Q5_1      4 + 1  scale * code + min
+//   IQ4_NL    4      scale * codebook[code]
+//   IQ4_XS    4      scale * (sub - 32) * codebook[code]    8 of 6 bits
+//   Q2_K      2      scale * sub * code - min * sub_min     16 of 4 bits, 16 minima of 4
+//   Q3_K      2 + 1  scale * (sub - 32) * (code - 4)        16 of 6 bits
+//   Q4_K      4      scale * sub * code - min * sub_min     8 of 6 bits, 8 minima of 6
+//   Q5_K      4 + 1  scale * sub * code - min * sub_min     8 of 6 bits, 8 minima of 6
+//   Q6_K      4 + 2  scale * sub * (code - 32)              16 of 8 bits, signed
+//
+// Tiles are padded to 64 bytes, odd columns of 2-column words to an even count. A 16 x 4 word row is also what AMX
+// reads as a B tile; a layout for Arm's i8mm (8 x 8) would be another layout id. block_codes.h reads the formats.
 #pragma once
 
 #include <cstddef>
@@ -23,29 +37,35 @@
 
 namespace jinn {
 
-constexpr int kLayoutId = 1;
+constexpr int kLayoutId = 2;
 constexpr int kTileRows = 16;
-constexpr int kGroup = 32;  // columns that share a scale, in weights and in int8 activations
+constexpr int kGroup = 32;  // columns that share a scale in integer activations, and are read at once in weights
 
-enum class Format { F32, F16, BF16, Q8_0, Q4_0, Q4_1 };
+enum class Format { F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS };
 
 struct FormatInfo {
   Format format;
   const char* name;
-  int block_elems;    // columns per block of the file
-  int block_bytes;    // bytes per block of the file
-  int word_cols;      // columns per 32-bit word
-  int offset;         // value = scale * (code - offset)
-  bool is_quantized;  // has a scales plane
-  bool has_mins;
+  int block_elems;  // columns per block of the file
+  int block_bytes;  // bytes per block of the file
+  int low_bits;     // of a code in its first words
+  int high_bits;    // of a code in its last words
+  // Where a block of the file keeps its float16 scale and minimum and its sub-scales; -1 where it has none.
+  int scale_at = -1;
+  int min_at = -1;
+  int sub_scales_at = -1;
+  int sub_scale_bytes = 0;
+
+  bool is_quantized() const { return scale_at >= 0; }
+  int bits() const { return low_bits + high_bits; }
 };
 
 const FormatInfo& info(Format format);
 Format format_by_name(const std::string& name);  // throws std::invalid_argument naming what is supported
 
-// Byte offsets inside one tile.
+// Byte offsets inside one tile; codes are at 0.
 struct TileLayout {
-  size_t scales = 0, mins = 0, bytes = 0;
+  size_t sub_scales = 0, scales = 0, mins = 0, bytes = 0;
   TileLayout(Format format, int64_t cols);
 };
 

@@ -44,7 +44,7 @@ int64_t amx_peak(int64_t rounds, uint32_t* sink) {
   AmxConfig config;
   for (int tile = 0; tile < 8; ++tile) config.row_bytes[tile] = 64, config.rows[tile] = 16;
   alignas(64) uint8_t data[1024] = {1};
-  _tile_loadconfig(&config);
+  config.load();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);

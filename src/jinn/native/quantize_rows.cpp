@@ -34,11 +34,12 @@ void quantize_integer(const float* x, Activations out, int64_t row) {
   for (int64_t g = 0; g < out.cols / kGroup; ++g, x += kGroup, codes += IsWide ? 2 * kGroup : kGroup) {
     const float largest = largest_magnitude(x);
     const float inverse = largest > 0.0f ? kLevels / largest : 0.0f;
-    const int32_t sum =
-        quantize_half<IsWide>(x, inverse, codes) + quantize_half<IsWide>(x + kLanes, inverse, codes + kLanes);
+    const int32_t half_sum = quantize_half<IsWide>(x, inverse, codes);
+    const int32_t sum = half_sum + quantize_half<IsWide>(x + kLanes, inverse, codes + kLanes);
     const int64_t at = g * kActivationRows;
     out.scales(row)[at] = largest / kLevels;
     out.sums(row)[at] = sum;
+    out.half_sums(row)[at] = half_sum;
     out.scaled_sums(row)[at] = out.scales(row)[at] * static_cast<float>(sum);
   }
 }

@@ -158,6 +158,24 @@ JINN_INLINE f32x16 load_f16(const uint16_t* from) {
 #endif
 }
 
+JINN_INLINE u32x16 load_u16(const uint8_t* from) {
+  typedef uint16_t u16x16 __attribute__((vector_size(32)));
+  return __builtin_convertvector(load_as<u16x16>(from), u32x16);
+}
+
+// Each byte of `words`, which is below 16, is replaced by that byte of the table.
+JINN_INLINE u32x16 look_up(const uint8_t (&table)[16], u32x16 words) {
+#if defined(JINN_AVX512)
+  const __m512i tables = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  return (u32x16)_mm512_shuffle_epi8(tables, (__m512i)words);
+#else
+  uint8_t bytes[sizeof(words)];
+  std::memcpy(bytes, &words, sizeof(words));
+  for (uint8_t& byte : bytes) byte = table[byte];
+  return load_as<u32x16>(bytes);
+#endif
+}
+
 // Words hold two half or bfloat16 numbers each.
 JINN_INLINE f32x16 f16_low(u32x16 words) {
 #if defined(JINN_AVX512)

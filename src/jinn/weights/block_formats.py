@@ -35,8 +35,17 @@ BF16 = BlockFormat("BF16", 30, 1, 2)
 Q8_0 = BlockFormat("Q8_0", 8, 32, 34, scale_offsets=(0,))
 Q4_0 = BlockFormat("Q4_0", 2, 32, 18, scale_offsets=(0,))
 Q4_1 = BlockFormat("Q4_1", 3, 32, 20, scale_offsets=(0, 2))
+Q5_0 = BlockFormat("Q5_0", 6, 32, 22, scale_offsets=(0,))
+Q5_1 = BlockFormat("Q5_1", 7, 32, 24, scale_offsets=(0, 2))
+Q2_K = BlockFormat("Q2_K", 10, 256, 84, scale_offsets=(80, 82))
+Q3_K = BlockFormat("Q3_K", 11, 256, 110, scale_offsets=(108,))
+Q4_K = BlockFormat("Q4_K", 12, 256, 144, scale_offsets=(0, 2))
+Q5_K = BlockFormat("Q5_K", 13, 256, 176, scale_offsets=(0, 2))
+Q6_K = BlockFormat("Q6_K", 14, 256, 210, scale_offsets=(208,))
+IQ4_NL = BlockFormat("IQ4_NL", 20, 32, 18, scale_offsets=(0,))
+IQ4_XS = BlockFormat("IQ4_XS", 23, 256, 136, scale_offsets=(0,))
 
-FORMATS = (F32, F16, BF16, Q8_0, Q4_0, Q4_1)
+FORMATS = (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS)
 FORMAT_BY_NAME = {block_format.name: block_format for block_format in FORMATS}
 FORMAT_BY_GGML_ID = {block_format.ggml_id: block_format for block_format in FORMATS}
 

@@ -2,7 +2,11 @@
 
 A block holds 32 elements. Q8_0: a float16 scale, then 32 int8. Q4_0: a float16 scale, then 32 nibbles, each 8
 too high. Q4_1: a float16 scale and minimum, then 32 nibbles. Byte i of the nibbles holds element i in its low
-half and element i + 16 in its high half.
+half and element i + 16 in its high half. Q5_0 and Q5_1 have 32 more bits before the nibbles, the fifth of each
+element. IQ4_NL is Q4_0 with a codebook.
+
+The K formats and IQ4_XS have blocks of 256: 8 or 16 sub-blocks with small integer scales, and float16 factors
+for these. Elements 32 or 64 (nibbles) or 32 (bits and pairs of bits) apart share a byte.
 """
 
 from __future__ import annotations
@@ -31,8 +35,11 @@ def dequantize(data: ByteArray, block_format: BlockFormat, shape: Sequence[int])
 def quantize(values: npt.NDArray[np.floating], block_format: BlockFormat) -> ByteArray:
     """The bytes, uint8 [nbytes], of `values` [..., row] taken as float32.
 
-    Raises ValueError where a row is not a whole number of blocks, or the format cannot hold a value or scale.
+    Raises ValueError where a row is not a whole number of blocks, the format cannot hold a value or scale, or
+    nothing here quantises to it (`QUANTIZABLE` names what can be had).
     """
+    if block_format.name not in QUANTIZABLE:
+        raise ValueError(f"values cannot be quantised to {block_format.name}, only {', '.join(QUANTIZABLE)}")
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(values, np.float32)
     block_format.nbytes(values.shape)
@@ -74,24 +81,105 @@ def _dequantize_q8_0(blocks: ByteArray) -> FloatArray:
 
 
 def _dequantize_q4_0(blocks: ByteArray) -> FloatArray:
-    values = _nibbles(blocks[:, 2:])
-    values -= 8
-    values *= _float16_column(blocks, 0)
-    return values
+    return _scaled(_fields(blocks[:, 2:], 4, 16), -8, _float16_column(blocks, 0))
 
 
 def _dequantize_q4_1(blocks: ByteArray) -> FloatArray:
-    values = _nibbles(blocks[:, 4:])
+    codes = _fields(blocks[:, 4:], 4, 16)
+    return _scaled(codes, 0, _float16_column(blocks, 0)) + _float16_column(blocks, 2)
+
+
+def _dequantize_q5_0(blocks: ByteArray) -> FloatArray:
+    return _scaled(_five_bits(blocks[:, 2:]), -16, _float16_column(blocks, 0))
+
+
+def _dequantize_q5_1(blocks: ByteArray) -> FloatArray:
+    return _scaled(_five_bits(blocks[:, 4:]), 0, _float16_column(blocks, 0)) + _float16_column(blocks, 2)
+
+
+def _dequantize_q2_k(blocks: ByteArray) -> FloatArray:
+    scales, minimums = blocks[:, :16] & np.uint8(0x0F), blocks[:, :16] >> np.uint8(4)
+    values = _scaled(_fields(blocks[:, 16:80], 2, 32), 0, _float16_column(blocks, 80) * scales)
+    return _less(values, _float16_column(blocks, 82) * minimums)
+
+
+def _dequantize_q3_k(blocks: ByteArray) -> FloatArray:
+    codes = _fields(blocks[:, 32:96], 2, 32) | _fields(blocks[:, :32], 1, 32) << np.uint8(2)
+    packed = blocks[:, 96:108]
+    scales = _fields(packed[:, :8], 4, 8) | _fields(packed[:, 8:], 2, 4) << np.uint8(4)
+    return _scaled(codes, -4, _float16_column(blocks, 108) * (scales.astype(np.float32) - 32))
+
+
+def _dequantize_q4_k(blocks: ByteArray) -> FloatArray:
+    return _dequantize_with_minimums(blocks, _fields(blocks[:, 16:], 4, 32))
+
+
+def _dequantize_q5_k(blocks: ByteArray) -> FloatArray:
+    codes = _fields(blocks[:, 48:], 4, 32) | _fields(blocks[:, 16:48], 1, 32) << np.uint8(4)
+    return _dequantize_with_minimums(blocks, codes)
+
+
+def _dequantize_with_minimums(blocks: ByteArray, codes: ByteArray) -> FloatArray:
+    """Q4_K and Q5_K: 8 scales and 8 minimums of 6 bits each in 12 bytes."""
+    scales, minimums, rest = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+    scales = np.concatenate([scales & 0x3F, rest & 0x0F | scales >> 2 & 0x30], axis=1)
+    minimums = np.concatenate([minimums & 0x3F, rest >> 4 | minimums >> 2 & 0x30], axis=1)
+    values = _scaled(codes, 0, _float16_column(blocks, 0) * scales)
+    return _less(values, _float16_column(blocks, 2) * minimums)
+
+
+def _dequantize_q6_k(blocks: ByteArray) -> FloatArray:
+    codes = _fields(blocks[:, :128], 4, 64) | _fields(blocks[:, 128:192], 2, 32) << np.uint8(4)
+    return _scaled(codes, -32, _float16_column(blocks, 208) * blocks[:, 192:208].view(np.int8))
+
+
+def _dequantize_iq4_nl(blocks: ByteArray) -> FloatArray:
+    values = _IQ4_CODEBOOK[_fields(blocks[:, 2:], 4, 16)]
     values *= _float16_column(blocks, 0)
-    values += _float16_column(blocks, 2)
     return values
 
 
-def _nibbles(packed: ByteArray) -> FloatArray:
-    """Bytes [n, 16] to their nibbles as float32 [n, 32]."""
-    values = np.empty((len(packed), 32), np.float32)
-    values[:, :16] = packed & 0x0F
-    values[:, 16:] = packed >> 4
+def _dequantize_iq4_xs(blocks: ByteArray) -> FloatArray:
+    highs = np.ascontiguousarray(blocks[:, 2:4]).view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16) & np.uint16(3)
+    scales = _fields(blocks[:, 4:8], 4, 1).astype(np.float32) + 16 * highs.astype(np.float32) - 32
+    values = _IQ4_CODEBOOK[_fields(blocks[:, 8:], 4, 16)]
+    values.reshape(len(blocks), 8, 32)[:] *= (_float16_column(blocks, 0) * scales)[:, :, None]
+    return values
+
+
+_IQ4_CODEBOOK = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
+)
+
+
+def _fields(packed: ByteArray, bits: int, run: int) -> ByteArray:
+    """The codes of `bits` bits in bytes [n, m], uint8 [n, m * 8 / bits].
+
+    `run` bytes hold 8 / bits times as many codes: first their lowest bits' codes, then the next.
+    """
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    fields: ByteArray = packed.reshape(len(packed), -1, 1, run) >> shifts & np.uint8((1 << bits) - 1)
+    return fields.reshape(len(packed), -1)
+
+
+def _five_bits(packed: ByteArray) -> ByteArray:
+    """Fifth bits and nibbles, bytes [n, 4 + 16], as codes [n, 32]."""
+    return _fields(packed[:, 4:], 4, 16) | _fields(packed[:, :4], 1, 1) << np.uint8(4)
+
+
+def _scaled(codes: ByteArray, offset: int, scales: FloatArray) -> FloatArray:
+    """scale * (code + offset), each scale [n, s] for as many codes."""
+    values = codes.astype(np.float32)
+    values += offset
+    runs = values.reshape(*scales.shape, -1)
+    runs *= scales[:, :, None]
+    return values
+
+
+def _less(values: FloatArray, minimums: FloatArray) -> FloatArray:
+    """values less a minimum [n, s] for as many of them."""
+    runs = values.reshape(*minimums.shape, -1)
+    runs -= minimums[:, :, None]
     return values
 
 
@@ -147,6 +235,26 @@ def _quantize_q4_1(blocks: FloatArray) -> ByteArray:
     return np.concatenate([_float16_bytes(scale), _float16_bytes(minimum), _pack_nibbles(codes)], axis=1)
 
 
+def _quantize_q5_0(blocks: FloatArray) -> ByteArray:
+    """As Q4_0, with 5 bits: the largest magnitude becomes -16."""
+    largest: FloatArray = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
+    scale = largest / np.float32(-16)
+    codes = np.minimum(np.trunc(blocks * _inverse(scale) + np.float32(16.5)), 31).astype(np.uint8)
+    return np.concatenate([_float16_bytes(scale), *_pack_five_bits(codes)], axis=1)
+
+
+def _quantize_q5_1(blocks: FloatArray) -> ByteArray:
+    minimum = blocks.min(axis=1, keepdims=True)
+    scale = (blocks.max(axis=1, keepdims=True) - minimum) / 31
+    codes = np.minimum(np.trunc((blocks - minimum) * _inverse(scale) + np.float32(0.5)), 31).astype(np.uint8)
+    return np.concatenate([_float16_bytes(scale), _float16_bytes(minimum), *_pack_five_bits(codes)], axis=1)
+
+
+def _pack_five_bits(codes: ByteArray) -> tuple[ByteArray, ByteArray]:
+    """Codes [n, 32] as fifth bits [n, 4] and nibbles [n, 16]."""
+    return np.packbits(codes >> np.uint8(4), axis=1, bitorder="little"), _pack_nibbles(codes & np.uint8(0x0F))
+
+
 _DEQUANTIZE = {
     "F32": _dequantize_f32,
     "F16": _dequantize_f16,
@@ -154,6 +262,15 @@ _DEQUANTIZE = {
     "Q8_0": _dequantize_q8_0,
     "Q4_0": _dequantize_q4_0,
     "Q4_1": _dequantize_q4_1,
+    "Q5_0": _dequantize_q5_0,
+    "Q5_1": _dequantize_q5_1,
+    "Q2_K": _dequantize_q2_k,
+    "Q3_K": _dequantize_q3_k,
+    "Q4_K": _dequantize_q4_k,
+    "Q5_K": _dequantize_q5_k,
+    "Q6_K": _dequantize_q6_k,
+    "IQ4_NL": _dequantize_iq4_nl,
+    "IQ4_XS": _dequantize_iq4_xs,
 }
 _QUANTIZE = {
     "F32": _quantize_f32,
@@ -162,4 +279,7 @@ _QUANTIZE = {
     "Q8_0": _quantize_q8_0,
     "Q4_0": _quantize_q4_0,
     "Q4_1": _quantize_q4_1,
+    "Q5_0": _quantize_q5_0,
+    "Q5_1": _quantize_q5_1,
 }
+QUANTIZABLE = tuple(_QUANTIZE)

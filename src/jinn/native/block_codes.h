@@ -1,0 +1,224 @@
+// How kernels read quantized weights: a group of 32 columns of one tile's 16 rows at a time.
+//
+// A format is a struct that loads a group's codes as eight words of bytes (byte j of word w is column 4 * w + j) and
+// its kScales scales, each for kGroup / kScales columns. A value is scale * (byte - kOffset), plus min if kHasMins.
+// `kByteBits` says how large a byte less kOffset can be.
+#pragma once
+
+#include "packed.h"
+#include "vec.h"
+
+namespace jinn::JINN_ISA {
+
+constexpr int kGroupWords = kGroup / 4;  // words of four columns
+constexpr int kBlockGroups = 256 / kGroup;
+
+// The planes of one tile.
+struct Tile {
+  const uint8_t* codes;
+  const uint8_t* sub_scales;
+  const uint16_t* scales;
+  const uint16_t* mins;
+
+  Tile(const PackedTensor& weight, int64_t tile)
+      : codes(weight.tile(tile)),
+        sub_scales(codes + weight.layout().sub_scales),
+        scales(reinterpret_cast<const uint16_t*>(codes + weight.layout().scales)),
+        mins(reinterpret_cast<const uint16_t*>(codes + weight.layout().mins)) {}
+
+  u32x16 word(int64_t w) const { return load_as<u32x16>(codes + 4 * kLanes * w); }
+};
+
+// Shifts left, or right where `bits` is negative.
+JINN_INLINE u32x16 shifted(u32x16 words, int bits) { return bits < 0 ? words >> -bits : words << bits; }
+
+// Codes of LowBits + HighBits bits.
+template <int LowBits, int HighBits, int Offset>
+struct PlainCodes {
+  static constexpr int kBits = LowBits + HighBits;
+  static constexpr int kByteBits = kBits;
+  static constexpr int kOffset = Offset;
+
+  JINN_INLINE void load_codes(const Tile& tile, int64_t group, u32x16* words) {
+    load_fields<LowBits>(tile, group * kBits, 0, words);
+    if constexpr (HighBits > 0) {
+      u32x16 high[kGroupWords];
+      load_fields<HighBits>(tile, group * kBits + LowBits, LowBits, high);
+      for (int w = 0; w < kGroupWords; ++w) words[w] |= high[w];
+    }
+  }
+
+ private:
+  // The fields of a group's words from `first` on, each in a byte of its own, `to` bits up.
+  template <int Bits>
+  JINN_INLINE void load_fields(const Tile& tile, int64_t first, int to, u32x16* out) {
+    constexpr int kPerByte = 8 / Bits;
+    const uint32_t mask = 0x01010101u * (((1u << Bits) - 1) << to);
+#pragma GCC unroll 8
+    for (int w = 0; w < kGroupWords; ++w) {
+      out[w] = shifted(tile.word(first + w / kPerByte), to - Bits * (w % kPerByte)) & mask;
+    }
+  }
+};
+
+// Codes of 4 bits that stand for the 16 values of llama.cpp's kvalues_iq4nl, here 128 higher.
+struct CodebookCodes {
+  static constexpr int kBits = 4;
+  static constexpr int kByteBits = 8;
+  static constexpr int kOffset = 128;
+
+  JINN_INLINE void load_codes(const Tile& tile, int64_t group, u32x16* words) {
+    static constexpr uint8_t kCodebook[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
+    PlainCodes<4, 0, 0>::load_codes(tile, group, words);
+    for (int w = 0; w < kGroupWords; ++w) words[w] = look_up(kCodebook, words[w]);
+  }
+};
+
+// A scale, and a minimum, per group.
+template <bool HasMins>
+struct GroupScales {
+  static constexpr int kScales = 1;
+  static constexpr bool kHasMins = HasMins;
+
+  JINN_INLINE void load_scales(const Tile& tile, int64_t group, f32x16* scale, f32x16* min) {
+    *scale = load_f16(tile.scales + group * kLanes);
+    if constexpr (HasMins) *min = load_f16(tile.mins + group * kLanes);
+  }
+};
+
+// Where the sub-scales of 256 columns are, and which of their groups is meant.
+template <int Bytes>
+struct SubScales {
+  const uint8_t* bytes;
+  int group;
+
+  SubScales(const Tile& tile, int64_t group)
+      : bytes(tile.sub_scales + group / kBlockGroups * Bytes * kLanes), group(static_cast<int>(group % kBlockGroups)) {}
+
+  u32x16 word(int w) const { return load_as<u32x16>(bytes + 4 * kLanes * w); }
+};
+
+JINN_INLINE f32x16 block_scale(const uint16_t* scales, int64_t group) {
+  return load_f16(scales + group / kBlockGroups * kLanes);
+}
+
+// Q4_K, Q5_K: the first four groups' scales and minima are the low 6 bits of words 0 and 1; the other groups' low bits
+// are the nibbles of word 2, and their high 2 bits the rest of words 0 and 1.
+struct SixBitScalesAndMins {
+  static constexpr int kScales = 1;
+  static constexpr bool kHasMins = true;
+
+  JINN_INLINE void load_scales(const Tile& tile, int64_t group, f32x16* scale, f32x16* min) {
+    const SubScales<12> sub(tile, group);
+    const int shift = 8 * (sub.group % 4);
+    const u32x16 scales = sub.word(0) >> shift, mins = sub.word(1) >> shift, lows = sub.word(2) >> shift;
+    const bool is_first = sub.group < 4;
+    const u32x16 sub_scale = is_first ? scales & 63u : (lows & 15u) | ((scales >> 2) & 48u);
+    const u32x16 sub_min = is_first ? mins & 63u : ((lows >> 4) & 15u) | ((mins >> 2) & 48u);
+    *scale = block_scale(tile.scales, group) * to_float((i32x16)sub_scale);
+    *min = -(block_scale(tile.mins, group) * to_float((i32x16)sub_min));
+  }
+};
+
+// Q3_K: scale i of 16 has its low 4 bits in byte i % 8 of words 0 and 1, its high 2 bits in byte i % 4 of word 2.
+struct SixBitScales {
+  static constexpr int kScales = 2;
+  static constexpr bool kHasMins = false;
+
+  JINN_INLINE void load_scales(const Tile& tile, int64_t group, f32x16* scale, f32x16*) {
+    const SubScales<12> sub(tile, group);
+    const f32x16 block = block_scale(tile.scales, group);
+    const u32x16 lows = sub.word(sub.group / 2 % 2) >> (4 * (sub.group / 4));
+    const u32x16 highs = sub.word(2) >> (2 * (sub.group / 2));
+    for (int i = 0; i < kScales; ++i) {
+      const int shift = 8 * (sub.group % 2 * 2 + i);
+      const u32x16 code = ((lows >> shift) & 15u) | (((highs >> shift) & 3u) << 4);
+      scale[i] = block * to_float((i32x16)code - 32);
+    }
+  }
+};
+
+// Q6_K: 16 signed bytes.
+struct ByteScales {
+  static constexpr int kScales = 2;
+  static constexpr bool kHasMins = false;
+
+  JINN_INLINE void load_scales(const Tile& tile, int64_t group, f32x16* scale, f32x16*) {
+    const SubScales<16> sub(tile, group);
+    const f32x16 block = block_scale(tile.scales, group);
+    const u32x16 codes = sub.word(sub.group / 2);
+    for (int i = 0; i < kScales; ++i) {
+      const int byte = sub.group % 2 * 2 + i;
+      scale[i] = block * to_float((i32x16)(codes << (24 - 8 * byte)) >> 24);
+    }
+  }
+};
+
+// Q2_K: 16 bytes, a scale in the low half and a minimum in the high one.
+struct NibbleScalesAndMins {
+  static constexpr int kScales = 2;
+  static constexpr bool kHasMins = true;
+
+  JINN_INLINE void load_scales(const Tile& tile, int64_t group, f32x16* scale, f32x16* min) {
+    const SubScales<16> sub(tile, group);
+    const f32x16 block = block_scale(tile.scales, group), block_min = block_scale(tile.mins, group);
+    for (int i = 0; i < kScales; ++i) {
+      const u32x16 code = sub.word(sub.group / 2) >> (8 * (sub.group % 2 * 2 + i));
+      scale[i] = block * to_float((i32x16)(code & 15u));
+      min[i] = -(block_min * to_float((i32x16)((code >> 4) & 15u)));
+    }
+  }
+};
+
+// IQ4_XS: a half with the high 2 bits of the groups' scales, then a word with their low 4.
+struct SplitScales {
+  static constexpr int kScales = 1;
+  static constexpr bool kHasMins = false;
+
+  JINN_INLINE void load_scales(const Tile& tile, int64_t group, f32x16* scale, f32x16*) {
+    const SubScales<6> sub(tile, group);
+    const u32x16 highs = load_u16(sub.bytes) >> (2 * sub.group);
+    const u32x16 lows = load_as<u32x16>(sub.bytes + 2 * kLanes) >> (4 * sub.group);
+    *scale = block_scale(tile.scales, group) * to_float((i32x16)((lows & 15u) | ((highs & 3u) << 4)) - 32);
+  }
+};
+
+template <class Codes, class Scales>
+struct BlockCodes : Codes, Scales {};
+
+// Calls `use` with the BlockCodes of a quantized format.
+template <class Use>
+void with_block_codes(Format format, const Use& use) {
+  switch (format) {
+    case Format::Q8_0:
+      return use(BlockCodes<PlainCodes<8, 0, 128>, GroupScales<false>>());
+    case Format::Q4_0:
+      return use(BlockCodes<PlainCodes<4, 0, 8>, GroupScales<false>>());
+    case Format::Q4_1:
+      return use(BlockCodes<PlainCodes<4, 0, 0>, GroupScales<true>>());
+    case Format::Q5_0:
+      return use(BlockCodes<PlainCodes<4, 1, 16>, GroupScales<false>>());
+    case Format::Q5_1:
+      return use(BlockCodes<PlainCodes<4, 1, 0>, GroupScales<true>>());
+    case Format::Q2_K:
+      return use(BlockCodes<PlainCodes<2, 0, 0>, NibbleScalesAndMins>());
+    case Format::Q3_K:
+      return use(BlockCodes<PlainCodes<2, 1, 4>, SixBitScales>());
+    case Format::Q4_K:
+      return use(BlockCodes<PlainCodes<4, 0, 0>, SixBitScalesAndMins>());
+    case Format::Q5_K:
+      return use(BlockCodes<PlainCodes<4, 1, 0>, SixBitScalesAndMins>());
+    case Format::Q6_K:
+      return use(BlockCodes<PlainCodes<4, 2, 32>, ByteScales>());
+    case Format::IQ4_NL:
+      return use(BlockCodes<CodebookCodes, GroupScales<false>>());
+    case Format::IQ4_XS:
+      return use(BlockCodes<CodebookCodes, SplitScales>());
+    case Format::F32:
+    case Format::F16:
+    case Format::BF16:
+      break;  // not quantized
+  }
+}
+
+}  // namespace jinn::JINN_ISA
