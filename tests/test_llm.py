@@ -177,6 +177,7 @@ def test_a_closed_stream_frees_its_blocks(llm):
     list(llm.stream("hint", GREEDY))
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_leaves_the_engine_whole(llm):
     expected = llm.generate("the thin", DRAWN)[0]
     handler = signal.getsignal(signal.SIGINT)

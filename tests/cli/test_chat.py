@@ -85,6 +85,7 @@ def test_too_long_a_line_is_an_error_of_that_line(run, tiny_path):
     assert len(result.stdout.split("\n", 1)[1]) > 1
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_stops_the_answer_not_the_program(run, tiny_path, monkeypatch):
     said = []
 
