@@ -2,8 +2,8 @@
 
 A block holds 32 elements. Q8_0: a float16 scale, then 32 int8. Q4_0: a float16 scale, then 32 nibbles, each 8
 too high. Q4_1: a float16 scale and minimum, then 32 nibbles. Byte i of the nibbles holds element i in its low
-half and element i + 16 in its high half. Q5_0 and Q5_1 have 32 more bits before the nibbles, the fifth of each
-element. IQ4_NL is Q4_0 with a codebook.
+half and element i + 16 in its high half. Q5_0 and Q5_1 have 32 more bits before the nibbles, each element's
+fifth. IQ4_NL is Q4_0 with a codebook.
 
 The K formats and IQ4_XS have blocks of 256: 8 or 16 sub-blocks with small integer scales, and float16 factors
 for these. Elements 32 or 64 (nibbles) or 32 (bits and pairs of bits) apart share a byte.
@@ -140,8 +140,8 @@ def _dequantize_iq4_nl(blocks: ByteArray) -> FloatArray:
 
 
 def _dequantize_iq4_xs(blocks: ByteArray) -> FloatArray:
-    highs = np.ascontiguousarray(blocks[:, 2:4]).view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16) & np.uint16(3)
-    scales = _fields(blocks[:, 4:8], 4, 1).astype(np.float32) + 16 * highs.astype(np.float32) - 32
+    highs = _fields(blocks[:, 2:4], 2, 1)
+    scales = (_fields(blocks[:, 4:8], 4, 1) | highs << np.uint8(4)).astype(np.float32) - 32
     values = _IQ4_CODEBOOK[_fields(blocks[:, 8:], 4, 16)]
     values.reshape(len(blocks), 8, 32)[:] *= (_float16_column(blocks, 0) * scales)[:, :, None]
     return values
