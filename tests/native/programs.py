@@ -31,13 +31,16 @@ def pack(
     values: np.ndarray, format_name: str = "F32", row_order: np.ndarray | None = None
 ) -> _native.PackedTensor:
     """float32 [rows, cols] as the kernels read it; other values where nothing quantises to the format."""
+    return _native.pack(POOLS[1], file_bytes(values, format_name), format_name, *values.shape, row_order)
+
+
+def file_bytes(values: np.ndarray, format_name: str) -> np.ndarray:
+    """The values as a file holds them; others where nothing quantises to the format."""
     if format_name == "F32":
-        data = np.ascontiguousarray(values, np.float32).view(np.uint8).reshape(-1)
-    elif format_name in QUANTIZABLE:
-        data = quantize(values, FORMAT_BY_NAME[format_name])
-    else:
-        data = random_blocks(format_name, values.shape, float(np.abs(values).max()))
-    return _native.pack(POOLS[1], data, format_name, *values.shape, row_order)
+        return np.ascontiguousarray(values, np.float32).view(np.uint8).reshape(-1)
+    if format_name in QUANTIZABLE:
+        return quantize(values, FORMAT_BY_NAME[format_name])
+    return random_blocks(format_name, values.shape, float(np.abs(values).max()))
 
 
 def whole_blocks(format_name: str, cols: int) -> int:
@@ -165,11 +168,5 @@ def _poisoned(instructions: Sequence[Instruction], num_rows: int) -> Iterator[In
 
 def pack_experts(values: np.ndarray, format_name: str = "F32") -> _native.PackedExperts:
     """float32 [experts, rows, cols] as the kernels read it."""
-    block_format = FORMAT_BY_NAME[format_name]
-    sources = [
-        np.ascontiguousarray(matrix, np.float32).view(np.uint8).reshape(-1)
-        if format_name == "F32"
-        else quantize(matrix, block_format)
-        for matrix in values
-    ]
+    sources = [file_bytes(matrix, format_name) for matrix in values]
     return _native.pack_experts(POOLS[1], sources, format_name, *values.shape[1:])

@@ -13,10 +13,9 @@ from jinn.ops.protocol import RouteSpec
 from jinn.ops.reference import ReferenceOps
 
 from .compare import assert_close, assert_same_bits
-from .programs import ISAS, POOLS, OpProgram, pack, pack_experts, parameter, run_op
+from .programs import FORMATS, ISAS, POOLS, OpProgram, pack, pack_experts, parameter, run_op, whole_blocks
 
 ACTIVATIONS = ("int12", "int8", "bf16", "f32")
-FORMATS = ("F32", "BF16", "F16", "Q8_0", "Q4_0", "Q4_1")
 BY_ISA = pytest.mark.parametrize("isa", ISAS)
 BY_FORMAT = pytest.mark.parametrize("format_name", FORMATS)
 BY_ACTIVATIONS = pytest.mark.parametrize("activations", ACTIVATIONS)
@@ -93,7 +92,8 @@ def add_product(weight, y, total, isa="", **_):
 @BY_ACTIVATIONS
 def test_each_expert_is_a_dense_block(isa, format_name, activations):
     """To the bit, in rank order."""
-    mixture = Mixture(formats=(format_name,) * 3)
+    hidden, inner = whole_blocks(format_name, 64), whole_blocks(format_name, 32)
+    mixture = Mixture(6, hidden, inner, (format_name,) * 3, num_rows=40)
     spec, settings = RouteSpec(3), {"isa": isa, "activations": activations}
     assert_same_bits(mixture.run(spec, **settings), mixture.expected(spec, **settings))
 
@@ -202,7 +202,8 @@ def test_two_mixtures_may_share_a_routing(isa):
 @pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize("rows", [1, 15, 16, 33])
 def test_packing_keeps_the_values(format_name, rows):
-    values = np.random.default_rng(0).standard_normal((5, rows, 64)).astype(np.float32)
+    cols = whole_blocks(format_name, 64)
+    values = np.random.default_rng(0).standard_normal((5, rows, cols)).astype(np.float32)
     packed = pack_experts(values, format_name)
     assert packed.shape == values.shape
     assert packed.format == format_name
