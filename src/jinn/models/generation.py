@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinn.models.fields import ConfigError, Fields
+from jinn.text.endings import END_TEXTS
 from jinn.weights.checkpoint import Checkpoint
 
 _GGUF_NAMES = {
@@ -18,16 +19,6 @@ _GGUF_NAMES = {
 }
 _GGUF_END_KEYS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 _GGUF_CONTROL = 3  # of tokenizer.ggml.token_type
-
-# GGUF has no list of end ids, and often names one of several; llama.cpp goes by these texts too.
-_END_TEXTS = (
-    "<|im_end|>",
-    "<|endoftext|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-    "<\uff5cend▁of▁sentence\uff5c>",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +48,7 @@ def generation_defaults(checkpoint: Checkpoint) -> GenerationDefaults:
 def _from_gguf(metadata: Mapping[str, Any]) -> GenerationDefaults:
     named = [metadata[key] for key in _GGUF_END_KEYS if key in metadata]
     tokens, types = _list(metadata, "tokenizer.ggml.tokens"), _list(metadata, "tokenizer.ggml.token_type")
-    known = [tokens.index(text) for text in _END_TEXTS if text in tokens]
+    known = [tokens.index(text) for text in END_TEXTS if text in tokens]  # as llama.cpp does
     controls = [token_id for token_id in known if types[token_id : token_id + 1] == [_GGUF_CONTROL]]
     return _checked(named + controls, {name: metadata.get(key) for name, key in _GGUF_NAMES.items()})
 

@@ -17,6 +17,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
+from jinn.text.endings import END_TEXTS
 from jinn.text.presplit import PRESPLITS, Presplit
 
 
@@ -40,18 +41,6 @@ _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 
 # Files flag some control tokens as plain text; their form tells.
 _CONTROL_FORM = re.compile("<[|\uff5c].*[|\uff5c]>", re.DOTALL)
-
-# Files name one end-of-sequence id; chat models end a turn with any of these.
-_END_TEXTS = frozenset(
-    (
-        "<|im_end|>",
-        "<|endoftext|>",
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|end_of_text|>",
-        "<\uff5cend▁of▁sentence\uff5c>",
-    )
-)
 
 
 class Tokenizer:
@@ -84,7 +73,7 @@ class Tokenizer:
         self.added_tokens = added_tokens
         self.special_ids = frozenset(t.id for t in added_tokens.values() if t.kind is TokenKind.CONTROL)
         self.bos_token_id = bos_token_id
-        end_ids = (token.id for text, token in added_tokens.items() if text in _END_TEXTS)
+        end_ids = (token.id for text, token in added_tokens.items() if text in END_TEXTS)
         self.eos_token_ids = tuple(dict.fromkeys((*eos_token_ids, *end_ids)))
         self.add_bos = add_bos and bos_token_id is not None
         self._added_bytes = {token.id: text.encode() for text, token in added_tokens.items()}
