@@ -37,8 +37,8 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, Model
         kernels = _native.choose_kernels(env.isa() or "")
         parameters = load_parameters(model, checkpoint, pool, progress)
         info = model_info(model, checkpoint, f"{kernels.name}-{config.activations}-{config.kv_cache_dtype}")
-    instructions, logits = record(model, tree(parameters), config.activations)
-    program = compile_program(fuse(instructions), logits, pool, kernels)
+    recording = record(model, tree(parameters), config.activations)
+    program = compile_program(fuse(recording), pool, kernels)
     layers = [(s.num_kv_heads, s.key_dim, s.value_dim) for s in model.kv_specs()]
     block_bytes = _native.KVCache(layers, config.kv_cache_dtype, 1, config.block_size).block_bytes
     num_blocks = config.cache_memory // block_bytes
