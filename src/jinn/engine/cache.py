@@ -123,6 +123,18 @@ class BlockCache:
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
+    def match_length(self, tenant: str, token_ids: IntArray) -> int:
+        """How many of the first tokens the tenant's tree knows; holds nothing."""
+        tree = self._trees.get(tenant)
+        if tree is None:
+            return 0
+        keys, start, node = _to_key(token_ids), 0, tree.root
+        while child := _child(node, keys[start : start + self._key_bytes]):
+            start += len(child.key)
+            node = child
+        _, partial = _longest_match(node.children, keys[start : start + self._key_bytes])
+        return (start + partial) // _ID_BYTES
+
     def acquire(self, tenant: str, token_ids: IntArray) -> BlockTable:
         """A table that holds the longest prefix of `token_ids` that the tenant's tree knows, to the token."""
         tree = self._trees.get(tenant)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from jinn.engine.batch import batch_of, pack
 from jinn.engine.cache import BlockCache, IntegrityError
 from jinn.engine.config import EngineConfig, ModelInfo
 from jinn.engine.messages import (
@@ -19,15 +22,16 @@ from jinn.engine.messages import (
     Ready,
     StepOutput,
     Submit,
-    TokenLogprobs,
     TokenOutput,
 )
-from jinn.engine.sampler import SampledToken
+from jinn.engine.sampler import SampledToken, SampleRow
 from jinn.engine.scheduler import Chunk, Scheduler, SchedulerConfig
 from jinn.engine.sequence import Sequence
-from jinn.ops.protocol import Batch, IntArray
+from jinn.engine.states import StatePool
+from jinn.ops.protocol import IntArray
 
 if TYPE_CHECKING:
+    from jinn.engine.drafting import Drafter
     from jinn.engine.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -42,7 +46,9 @@ class Engine:
     `ready` tells what was settled on: limits, cache and notes. Raises ValueError if the cache is too small.
     """
 
-    def __init__(self, runner: Runner, info: ModelInfo, config: EngineConfig) -> None:
+    def __init__(
+        self, runner: Runner, info: ModelInfo, config: EngineConfig, drafter: Drafter | None = None
+    ) -> None:
         limits, notes = _fit(runner, info, config)
         quota = config.tenant_cache_memory
         self._runner = runner
@@ -52,13 +58,16 @@ class Engine:
             runner.copy_block,
             None if quota is None else runner.num_blocks * quota // config.cache_memory,
         )
-        self._scheduler = Scheduler(limits, self._cache)
+        self._states = _state_pool(runner, config)
+        self._scheduler = Scheduler(limits, self._cache, self._states)
+        self._drafter = drafter
         self._eos_token_ids = frozenset(info.eos_token_ids)
         self._requests: dict[str, list[Sequence]] = {}  # the choices that have not ended
         self._arrivals = 0
         self._ended: list[TokenOutput] = []  # outside of a step, to be told by the next
         self._prefill_speed: float | None = None  # tokens per ms
         self._num_prompt_tokens = self._num_generation_tokens = self._num_steps = 0
+        self._num_drafts = self._num_draft_tokens = self._num_accepted_tokens = 0
         self._step_seconds = 0.0
         self.ready = Ready(
             limits.max_model_len,
@@ -90,6 +99,11 @@ class Engine:
             num_prefix_queries=scheduler.num_prefix_queries,
             num_generation_tokens=self._num_generation_tokens,
             num_preemptions=scheduler.num_preemptions,
+            num_states=self._states.num_slots if self._states else 0,
+            num_snapshots=self._states.num_snapshots if self._states else 0,
+            num_drafts=self._num_drafts,
+            num_draft_tokens=self._num_draft_tokens,
+            num_accepted_tokens=self._num_accepted_tokens,
             num_steps=self._num_steps,
             step_seconds=self._step_seconds,
         )
@@ -115,7 +129,7 @@ class Engine:
         """Stop a request, or one choice of it, and free what it holds. Unknown ids are ignored."""
         for sequence in list(self._requests.get(request.request_id, ())):
             if request.index is None or request.index == sequence.index:
-                self._ended.append(self._end(sequence, (), FinishReason.ABORT))
+                self._ended.append(self._end(sequence, FinishReason.ABORT))
 
     def step(self) -> StepOutput:
         """Compute one batch, draw a token for each sequence whose turn it is, and tell what came of it."""
@@ -123,14 +137,16 @@ class Engine:
         chunks = self._scheduler.schedule(self._prefill_speed)
         outputs, self._ended = self._ended, []
         prefilling = []
-        for chunk, token in zip(chunks, self._compute(chunks), strict=True):
-            if token is not None:
-                outputs.append(self._take(chunk, token))
+        for chunk, tokens in zip(chunks, self._compute(chunks), strict=True):
+            if tokens:
+                outputs.append(self._take(chunk, tokens))
             else:
                 self._commit(chunk)
                 prefilling.append(
                     Prefilling(chunk.sequence.request_id, chunk.stop, chunk.sequence.num_prompt_tokens)
                 )
+        if self._drafter:
+            self._drafter.draft(chunks)
         self._num_steps += bool(chunks)
         self._step_seconds = perf_counter() - started
         return StepOutput(tuple(outputs), tuple(prefilling), self.stats)
@@ -140,27 +156,29 @@ class Engine:
 
         Cached prefixes are neither read nor added to. Raises ValueError where too few blocks are free.
         """
+        slots = np.empty(0, np.int32)
+        if self._states:
+            slots = np.array([self._states.start(_SCRATCH_TENANT, token_ids[:0])[0]], np.int32)
         table = self._cache.acquire(_SCRATCH_TENANT, token_ids[:0])
         try:
             if not self._cache.allocate(table, len(token_ids)):
                 raise ValueError(f"{len(token_ids)} tokens need more cache blocks than are free")
-            return self._compute_logits(token_ids, table.blocks)
+            return self._compute_logits(token_ids, table.blocks, slots)
         finally:
             self._cache.release(table, keep=False)
+            for slot in slots.tolist():
+                self._states.release(slot)
 
-    def _compute_logits(self, token_ids: IntArray, blocks: IntArray) -> npt.NDArray[np.float32]:
+    def _compute_logits(
+        self, token_ids: IntArray, blocks: IntArray, slots: IntArray
+    ) -> npt.NDArray[np.float32]:
         num_tokens, max_num_tokens = len(token_ids), self._scheduler.config.max_num_batched_tokens
         logits = np.empty((num_tokens, self._runner.vocab_size), np.float32)
         for start in range(0, num_tokens, max_num_tokens):
             stop = min(start + max_num_tokens, num_tokens)
-            batch = Batch(
-                token_ids[start:stop],
-                positions=np.arange(start, stop, dtype=np.int32),
-                query_start=np.array([0, stop - start], np.int32),
-                context_lens=np.array([stop], np.int32),
-                block_tables=blocks[None, :],
-                logit_rows=np.arange(stop - start, dtype=np.int32),
-            )
+            batch = pack([token_ids[start:stop]], [start], [blocks], range(stop - start))
+            none = np.zeros_like(slots)
+            batch = replace(batch, state_slots=slots, num_drafts=none, num_accepted=none)
             logits[start:stop] = self._runner.logits(batch)
         return logits
 
@@ -168,68 +186,81 @@ class Engine:
         """Raise IntegrityError unless every block is accounted for."""
         self._scheduler.check_integrity()
 
-    def _compute(self, chunks: list[Chunk]) -> list[SampledToken | None]:
-        """For each chunk the drawn token, an error, or None where its sequence has more to compute first."""
+    def _compute(self, chunks: list[Chunk]) -> list[list[SampledToken]]:
+        """For each chunk what was drawn after its last token and after each draft, or an error.
+
+        Nothing where its sequence has more to compute first.
+        """
         if not chunks:
             return []
         started = perf_counter()
         try:
-            rows = [chunk.sequence.sample_row() for chunk in chunks if chunk.is_last]
-            drawn = list(self._runner.step(build_batch(chunks), rows))
+            rows = [row for chunk in chunks for row in _sample_rows(chunk)]
+            drawn = list(self._runner.step(batch_of(chunks), rows))
         except Exception:
             if len(chunks) == 1:
                 logger.exception("request %s failed", chunks[0].sequence.request_id)
-                return [SampledToken(-1, error="the model failed on this request")]
-            return [token for chunk in chunks for token in self._compute([chunk])]
+                return [[SampledToken(-1, error="the model failed on this request")]]
+            return [tokens for chunk in chunks for tokens in self._compute([chunk])]
         if len(drawn) != len(rows):
             raise IntegrityError(f"the runner drew {len(drawn)} tokens for {len(rows)} rows")
         self._time_prefill(chunks, perf_counter() - started)
         tokens = iter(drawn)
-        return [next(tokens) if chunk.is_last else None for chunk in chunks]
+        return [list(islice(tokens, chunk.is_last + len(chunk.drafts))) for chunk in chunks]
 
     def _time_prefill(self, chunks: list[Chunk], seconds: float) -> None:
-        num_tokens = sum(chunk.stop - chunk.start for chunk in chunks)
+        num_tokens = sum(chunk.num_tokens for chunk in chunks)
         if num_tokens - len(chunks) >= _MIN_TIMED_TOKENS:
             speed = num_tokens / (seconds * 1e3)
             self._prefill_speed = (speed + (self._prefill_speed or speed)) / 2
 
-    def _take(self, chunk: Chunk, token: SampledToken) -> TokenOutput:
-        """Give a sequence its next token, or end it for what went wrong."""
+    def _take(self, chunk: Chunk, tokens: list[SampledToken]) -> TokenOutput:
+        """Give a sequence the tokens drawn while its drafts were right, or end it for what went wrong."""
         sequence = chunk.sequence
-        if token.error is not None:
-            return self._end(sequence, (), FinishReason.ERROR, error=token.error)
-        self._commit(chunk)
-        self._num_generation_tokens += 1
-        logprobs = () if token.logprobs is None else (token.logprobs,)
-        if reason := sequence.append(token.token_id):
-            return self._end(sequence, (token.token_id,), reason, logprobs)
-        return TokenOutput(
-            sequence.request_id, sequence.index, (token.token_id,), logprobs, sequence.num_cached_tokens or 0
+        if tokens[0].error is not None:
+            return self._end(sequence, FinishReason.ERROR, error=tokens[0].error)
+        taken, reason = _append(sequence, tokens, chunk.drafts)
+        num_accepted = len(taken) - 1
+        self._commit(chunk, num_accepted)
+        self._num_generation_tokens += len(taken)
+        self._num_drafts += bool(chunk.drafts)
+        self._num_draft_tokens += len(chunk.drafts)
+        self._num_accepted_tokens += num_accepted
+        output = TokenOutput(
+            sequence.request_id,
+            sequence.index,
+            tuple(token.token_id for token in taken),
+            tuple(token.logprobs for token in taken if token.logprobs is not None),
+            sequence.num_cached_tokens or 0,
+            len(chunk.drafts),
+            num_accepted,
         )
+        return self._end(sequence, reason, output) if reason else output
 
-    def _commit(self, chunk: Chunk) -> None:
+    def _commit(self, chunk: Chunk, num_accepted: int = 0) -> None:
         num_prompt_tokens = min(chunk.stop, chunk.sequence.num_prompt_tokens) - chunk.start
         self._num_prompt_tokens += max(num_prompt_tokens, 0)
-        self._scheduler.commit(chunk)
+        self._scheduler.commit(chunk, num_accepted)
 
     def _end(
         self,
         sequence: Sequence,
-        token_ids: tuple[int, ...],
         reason: FinishReason,
-        logprobs: tuple[TokenLogprobs, ...] = (),
+        output: TokenOutput | None = None,
         error: str | None = None,
     ) -> TokenOutput:
-        """Take a sequence out of the engine. What a failed one computed is not kept."""
+        """Take a sequence out of the engine; `output` is its last. What a failed one computed is not kept."""
         self._scheduler.finish(sequence, keep=reason is not FinishReason.ERROR)
+        if self._drafter:
+            self._drafter.forget(sequence)
         choices = self._requests[sequence.request_id]
         choices.remove(sequence)
         if not choices:
             del self._requests[sequence.request_id]
-        num_cached_tokens = sequence.num_cached_tokens or 0
-        return TokenOutput(
-            sequence.request_id, sequence.index, token_ids, logprobs, num_cached_tokens, reason, error
-        )
+        if output is None:
+            num_cached_tokens = sequence.num_cached_tokens or 0
+            output = TokenOutput(sequence.request_id, sequence.index, (), (), num_cached_tokens)
+        return replace(output, finish_reason=reason, error=error)
 
     def _sequences(self, request: Submit) -> list[Sequence]:
         sampling = request.sampling
@@ -250,6 +281,7 @@ class Engine:
                 arrival=self._arrivals - sampling.n + index,
                 max_num_tokens=max_num_tokens,
                 ending_ids=eos_token_ids.union(sampling.stop_token_ids),
+                turn_starts=request.turn_starts,
             )
             for index in range(sampling.n)
         ]
@@ -275,31 +307,38 @@ class Engine:
         return None
 
 
-def build_batch(chunks: list[Chunk]) -> Batch:
-    """The chunks' tokens packed end to end; unused places of `block_tables` are 0."""
-    num_tokens = [chunk.stop - chunk.start for chunk in chunks]
-    query_start = np.zeros(len(chunks) + 1, np.int32)
-    np.cumsum(num_tokens, out=query_start[1:])
-    token_ids = np.empty(query_start[-1], np.int32)
-    positions = np.empty(query_start[-1], np.int32)
-    max_blocks = max(chunk.sequence.table.num_blocks for chunk in chunks)
-    block_tables = np.zeros((len(chunks), max_blocks), np.int32)
-    offset = 0
-    for index, chunk in enumerate(chunks):
-        end = offset + num_tokens[index]
-        token_ids[offset:end] = chunk.sequence.token_ids(chunk.start, chunk.stop)
-        positions[offset:end] = np.arange(chunk.start, chunk.stop)
-        blocks = chunk.sequence.table.blocks
-        block_tables[index, : len(blocks)] = blocks
-        offset = end
-    return Batch(
-        token_ids,
-        positions,
-        query_start,
-        context_lens=np.array([chunk.stop for chunk in chunks], np.int32),
-        block_tables=block_tables,
-        logit_rows=query_start[1:][[chunk.is_last for chunk in chunks]] - 1,
-    )
+def _state_pool(runner: Runner, config: EngineConfig) -> StatePool | None:
+    """Of a model with recurrent states."""
+    if not runner.num_state_slots:
+        return None
+    quota = config.tenant_cache_memory
+    quota_slots = None if quota is None else runner.num_state_slots * quota // config.cache_memory
+    return StatePool(runner.num_state_slots, runner.copy_state, quota_slots)
+
+
+def _sample_rows(chunk: Chunk) -> list[SampleRow]:
+    """One for each logit row of the chunk."""
+    if not chunk.is_last:
+        return []
+    return [chunk.sequence.sample_row(chunk.drafts[:count]) for count in range(len(chunk.drafts) + 1)]
+
+
+def _append(
+    sequence: Sequence, tokens: list[SampledToken], drafts: tuple[int, ...]
+) -> tuple[list[SampledToken], FinishReason | None]:
+    """Append what was drawn up to the first token that its draft is not; also why the sequence ends, if so.
+
+    A later row's error is left to come up again when it is the first.
+    """
+    taken: list[SampledToken] = []
+    for token, draft in zip(tokens, (*drafts, None), strict=True):
+        if token.error is not None:
+            break
+        taken.append(token)
+        reason = sequence.append(token.token_id)
+        if reason or token.token_id != draft:
+            return taken, reason
+    return taken, None
 
 
 def _fit(runner: Runner, info: ModelInfo, config: EngineConfig) -> tuple[SchedulerConfig, tuple[str, ...]]:
@@ -316,6 +355,9 @@ def _fit(runner: Runner, info: ModelInfo, config: EngineConfig) -> tuple[Schedul
         max_model_len = capacity
         notes.append(f"max_model_len is {max_model_len}, the tokens that fit into cache_memory")
     max_num_seqs = config.max_num_seqs
+    if runner.num_state_slots and max_num_seqs > runner.num_state_slots:
+        max_num_seqs = runner.num_state_slots
+        notes.append(f"max_num_seqs is {max_num_seqs}, the recurrent states that fit into cache_memory")
     if max_num_seqs > runner.num_blocks:
         max_num_seqs = runner.num_blocks
         notes.append(f"max_num_seqs is {max_num_seqs}, the blocks that fit into cache_memory")

@@ -94,13 +94,15 @@ def check_range(name: str, value: float | None, low: float, high: float) -> None
 class Submit:
     """A request: its prompt's ids, on whose behalf, and how to sample.
 
-    `sampling.seed` is set, and `sampling.stop` is empty, since text is the caller's business.
+    `sampling.seed` is set, and `sampling.stop` is empty, since text is the caller's business. Of a chat,
+    `turn_starts` tells where in the prompt what each message says begins: others may share what is before.
     """
 
     request_id: str
     tenant: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
+    turn_starts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,8 @@ class TokenOutput:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()  # one per token id where asked for
     num_cached_tokens: int = 0  # prompt tokens that were read from the cache
+    num_draft_tokens: int = 0  # that this step checked, and
+    num_accepted_tokens: int = 0  # that turned out right
     finish_reason: FinishReason | None = None
     error: str | None = None
 
@@ -189,6 +193,11 @@ class EngineStats:
     num_prefix_queries: int = 0  # prompt tokens looked up in the cache
     num_generation_tokens: int = 0
     num_preemptions: int = 0
+    num_states: int = 0  # slots for recurrent states
+    num_snapshots: int = 0  # of them, kept for reuse only
+    num_drafts: int = 0  # times that drafts were checked
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0  # drafts that turned out right
     num_steps: int = 0
     step_seconds: float = 0.0  # that the last step took
 

@@ -21,17 +21,36 @@ class Runner(Protocol):
     vocab_size: int
     num_blocks: int
     block_size: int  # tokens per block
+    num_state_slots: int  # 0 for models without recurrent states
 
     def step(self, batch: Batch, rows: Sequence[SampleRow]) -> Sequence[SampledToken]:
-        """Compute the batch, store its keys and values, and draw one token for each of `batch.logit_rows`."""
+        """Compute the batch, store its keys and values, and draw one token for each of `batch.logit_rows`.
+
+        An exception leaves recurrent states as they were.
+        """
         ...
 
     def logits(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Compute the batch and return the raw logits [len(batch.logit_rows), vocab_size]."""
         ...
 
+    def predict(self, batch: Batch, rows: Sequence[SampleRow]) -> Sequence[SampledToken]:
+        """Compute the batch with the multi-token prediction module, which reads `batch.hidden`, and draw."""
+        ...
+
+    def hidden(self) -> npt.NDArray[np.float32]:
+        """Hidden states [num_tokens, hidden_size] of the last `step` or `predict`, until the next.
+
+        Only of a runner that was loaded for multi-token prediction.
+        """
+        ...
+
     def copy_block(self, source: int, target: int) -> None:
         """Copy every layer's keys and values of one block to another."""
+        ...
+
+    def copy_state(self, source: int, target: int) -> None:
+        """Copy every layer's recurrent state of one slot to another."""
         ...
 
 

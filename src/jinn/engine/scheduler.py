@@ -9,11 +9,16 @@ from bisect import insort
 from dataclasses import dataclass
 from operator import attrgetter
 
-from jinn.engine.cache import BlockCache
+import numpy as np
+
+from jinn.engine.cache import BlockCache, BlockTable, IntegrityError
 from jinn.engine.messages import check_range
 from jinn.engine.sequence import Sequence, SequenceStatus
+from jinn.engine.states import StatePool
+from jinn.ops.protocol import IntArray
 
 _arrival = attrgetter("arrival")
+_FIRST_TURNS, _LAST_TURNS = 2, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,30 +41,46 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The tokens of one sequence that a step computes: positions `start` to `stop`."""
+    """The tokens of one sequence that a step computes: positions `start` to `stop`, and drafts after them."""
 
     sequence: Sequence
     start: int
     stop: int
     is_last: bool  # nothing known is left to compute: the next token is drawn
+    drafts: tuple[int, ...] = ()  # tokens that may come next; only with `is_last`
+    keeps_last_aside: bool = False  # the states take in the last token with the next step only
+
+    @property
+    def num_tokens(self) -> int:
+        return self.stop - self.start + len(self.drafts)
+
+    def token_ids(self) -> IntArray:
+        """Ids [num_tokens] of all that is computed."""
+        known = self.sequence.token_ids(self.start, self.stop)
+        return np.concatenate((known, np.array(self.drafts, np.int32))) if self.drafts else known
 
 
 class Scheduler:
     """Decides which sequences run, and gives them blocks.
 
     A sequence runs once its whole prompt has room. Each step computes one token of every sequence that
-    generates, then prompts, the earliest first. When a generating sequence finds no block, the latest arrival
-    gives its blocks up and waits again, so the earliest always goes on; since `max_model_len` fits the cache,
-    every sequence ends.
+    generates, and its drafts, then prompts, the earliest first. When a generating sequence finds no block,
+    the latest arrival gives its blocks up and waits again, so the earliest always goes on; since
+    `max_model_len` fits the cache, every sequence ends.
+
+    With `states` a sequence also holds a slot of recurrent states, of which snapshots are taken where others
+    may go on from: where turns start, where a prompt leaves what others had computed, and before a prompt's
+    last token, since the same prompt needs that one's logits again.
     """
 
-    def __init__(self, config: SchedulerConfig, cache: BlockCache) -> None:
+    def __init__(self, config: SchedulerConfig, cache: BlockCache, states: StatePool | None = None) -> None:
         if cache.num_blocks_for(config.max_model_len) > cache.num_blocks:
             raise ValueError(
                 f"max_model_len of {config.max_model_len} does not fit into {cache.num_blocks} blocks"
             )
         self.config = config
         self.cache = cache
+        self.states = states
         self.running: list[Sequence] = []  # sorted by arrival
         self.waiting: list[Sequence] = []  # sorted by arrival; followers wait with their leader instead
         self.num_followers = 0
@@ -89,7 +110,7 @@ class Scheduler:
         generate takes about `max_step_ms`.
         """
         chunks = self._schedule_decodes()
-        budget = self.config.max_num_batched_tokens - len(chunks)
+        budget = self.config.max_num_batched_tokens - sum(chunk.num_tokens for chunk in chunks)
         if chunks and prefill_speed is not None:
             budget = min(budget, int(prefill_speed * self.config.max_step_ms))
         budget = max(budget, 1)
@@ -103,11 +124,14 @@ class Scheduler:
             budget -= self._add_chunk(chunks, sequence, budget)
         return chunks
 
-    def commit(self, chunk: Chunk) -> None:
-        """Record that a chunk is computed."""
+    def commit(self, chunk: Chunk, num_accepted: int = 0) -> None:
+        """Record that a chunk is computed, and how many of its drafts turned out right."""
         sequence = chunk.sequence
-        self.cache.commit(sequence.table, sequence.token_ids(chunk.start, chunk.stop))
-        sequence.num_computed_tokens = chunk.stop
+        stop = chunk.stop + num_accepted
+        self.cache.commit(sequence.table, sequence.token_ids(chunk.start, stop))
+        sequence.num_computed_tokens = stop
+        if self.states:
+            self._commit_states(self.states, chunk, num_accepted)
         if sequence.followers and chunk.stop >= sequence.num_prompt_tokens:
             followers, sequence.followers = sequence.followers, []
             self.num_followers -= len(followers)
@@ -144,6 +168,11 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Raise IntegrityError unless the cache's books match the sequences that run."""
         self.cache.check_integrity([sequence.table for sequence in self.running])
+        if self.states:
+            self.states.check_integrity(sequence.slot for sequence in self.running)
+            for sequence in self.running:
+                if sequence.num_state_tokens + sequence.num_pending_tokens != sequence.num_computed_tokens:
+                    raise IntegrityError("a sequence's states and keys are of different tokens")
 
     def _schedule_decodes(self) -> list[Chunk]:
         chunks: list[Chunk] = []
@@ -151,9 +180,21 @@ class Scheduler:
         while index < len(self.running):  # preemption shortens the list from its end
             sequence = self.running[index]
             if sequence.num_uncomputed_tokens == 1 and self._make_room(sequence):
-                self._add_chunk(chunks, sequence, 1)
+                drafts = self._drafts(sequence)
+                chunks.append(
+                    Chunk(sequence, sequence.num_computed_tokens, sequence.num_tokens, True, drafts)
+                )
             index += 1
         return chunks
+
+    def _drafts(self, sequence: Sequence) -> tuple[int, ...]:
+        """The sequence's drafts, as far as it may go on, if there is room for them without preempting."""
+        drafts, sequence.drafts = sequence.drafts, ()
+        drafts = drafts[: sequence.max_num_tokens - sequence.num_tokens - 1]
+        num_tokens, num_spare = sequence.num_tokens + len(drafts), len(self.running)
+        if drafts and self.cache.allocate(sequence.table, num_tokens, num_spare_blocks=num_spare):
+            return drafts
+        return ()
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Get a block for the sequence's next token; False if that took preempting the sequence itself."""
@@ -165,18 +206,31 @@ class Scheduler:
     def _add_chunk(self, chunks: list[Chunk], sequence: Sequence, budget: int) -> int:
         start = sequence.num_computed_tokens
         num_tokens = min(sequence.num_tokens - start, budget)
+        num_tokens = min([num_tokens, *(cut - start for cut in sequence.cuts if cut > start)])
         stop = start + num_tokens
-        chunks.append(Chunk(sequence, start, stop, stop == sequence.num_tokens))
+        is_prompt_end = stop == sequence.num_prompt_tokens and num_tokens > 1
+        chunks.append(
+            Chunk(
+                sequence,
+                start,
+                stop,
+                is_last=stop == sequence.num_tokens,
+                keeps_last_aside=is_prompt_end and self.states is not None,
+            )
+        )
         return num_tokens
 
     def _start(self, sequence: Sequence) -> bool:
         """Run the first of `waiting`, if its tokens have room."""
         if self.cache.num_available_blocks <= self._refused_with:
             return False
-        table = self.cache.acquire(sequence.tenant, sequence.token_ids(0, sequence.num_tokens - 1))
+        if self.states and not self.states.num_available_slots:
+            return False
+        table = self._acquire(sequence)
         # One spare block for each sequence that runs, lest the next few tokens preempt what was just started.
         if not self.cache.allocate(table, sequence.num_tokens, num_spare_blocks=len(self.running)):
             self.cache.release(table)
+            self._release_states(sequence)
             self._refused_with = self.cache.num_available_blocks
             return False
         self._refused_with = -1
@@ -192,6 +246,50 @@ class Scheduler:
             self.num_prefix_queries += sequence.num_prompt_tokens
         sequence.status = SequenceStatus.RUNNING
         return True
+
+    def _acquire(self, sequence: Sequence) -> BlockTable:
+        """Its blocks of the longest cached prefix and, with `states`, a slot that has taken in the same."""
+        known = sequence.token_ids(0, sequence.num_tokens - 1)
+        if not self.states:
+            return self.cache.acquire(sequence.tenant, known)
+        while True:
+            known = self._start_states(self.states, sequence, known)
+            table = self.cache.acquire(sequence.tenant, known)
+            if table.num_tokens == len(known):
+                return table
+            # no block was left to copy a partly matching one into: go on from a shorter prefix
+            self.cache.release(table)
+            self._release_states(sequence)
+            known = known[: table.num_tokens]
+
+    def _start_states(self, states: StatePool, sequence: Sequence, known: IntArray) -> IntArray:
+        """Give the sequence a slot; returns the tokens that its states have taken in."""
+        num_cached = self.cache.match_length(sequence.tenant, known)
+        slot, num_tokens = states.start(sequence.tenant, known[:num_cached])
+        sequence.state_slot, sequence.num_state_tokens = slot, num_tokens
+        sequence.cuts = _cuts(sequence)
+        if num_cached - num_tokens >= self.cache.block_size:
+            sequence.cuts = (*sequence.cuts, num_cached)
+        return known[:num_tokens]
+
+    def _commit_states(self, states: StatePool, chunk: Chunk, num_accepted: int) -> None:
+        """Record what the states have taken in, and take a snapshot where others may go on from."""
+        sequence = chunk.sequence
+        sequence.num_state_tokens = chunk.stop - chunk.keeps_last_aside
+        sequence.num_pending_tokens = num_accepted + chunk.keeps_last_aside
+        if sequence.num_state_tokens in (*sequence.cuts, sequence.num_prompt_tokens - 1):
+            taken_in = sequence.token_ids(0, sequence.num_state_tokens)
+            states.snapshot(sequence.slot, sequence.tenant, taken_in)
+
+    def _release_states(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """Give up the sequence's slot, which stays as a snapshot unless `keep=False`."""
+        if self.states and keep:
+            taken_in = sequence.token_ids(0, sequence.num_state_tokens)
+            self.states.keep(sequence.slot, sequence.tenant, taken_in)
+        elif self.states:
+            self.states.release(sequence.slot)
+        sequence.state_slot = None
+        sequence.num_state_tokens = sequence.num_pending_tokens = 0
 
     def _enqueue(self, sequence: Sequence) -> None:
         sequence.status = SequenceStatus.WAITING
@@ -214,5 +312,13 @@ class Scheduler:
 
     def _release(self, sequence: Sequence, *, keep: bool = True) -> None:
         self.cache.release(sequence.table, keep=keep)
+        self._release_states(sequence, keep=keep)
         sequence.block_table = None
         sequence.num_computed_tokens = 0
+        sequence.drafts = ()
+
+
+def _cuts(sequence: Sequence) -> tuple[int, ...]:
+    """Where the prompt is cut for snapshots: at the first turns, which others may share, and the last."""
+    starts = [start for start in sequence.turn_starts if start < sequence.num_prompt_tokens]
+    return tuple(dict.fromkeys((*starts[:_FIRST_TURNS], *starts[-_LAST_TURNS:])))

@@ -42,6 +42,13 @@ class Sequence:
     num_cached_tokens: int | None = None  # prompt tokens that the request found in the cache
     has_started: bool = False
     status: SequenceStatus = SequenceStatus.WAITING
+    turn_starts: tuple[int, ...] = ()  # prompt positions
+    drafts: tuple[int, ...] = ()  # guessed tokens that the next step may check
+    # Of models with recurrent states, while running:
+    state_slot: int | None = None
+    num_state_tokens: int = 0  # that the slot has taken in
+    num_pending_tokens: int = 0  # computed tokens that it takes in with the next step
+    cuts: tuple[int, ...] = ()  # positions at which its prompt is cut for snapshots
     counts: TokenCounts | None = None  # where a penalty is set
 
     def __post_init__(self) -> None:
@@ -57,6 +64,13 @@ class Sequence:
         return self.block_table
 
     @property
+    def slot(self) -> int:
+        """The slot of its recurrent states. Raises IntegrityError unless it has one."""
+        if self.state_slot is None:
+            raise IntegrityError(f"a {self.status} sequence has no states")
+        return self.state_slot
+
+    @property
     def num_prompt_tokens(self) -> int:
         return len(self.prompt_ids)
 
@@ -68,6 +82,10 @@ class Sequence:
     def num_uncomputed_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.output_ids) - self.num_computed_tokens
 
+    @property
+    def last_token_id(self) -> int:
+        return self.output_ids[-1] if self.output_ids else int(self.prompt_ids[-1])
+
     def token_ids(self, start: int, stop: int) -> IntArray:
         """Ids of prompt and output from position `start` to `stop`."""
         split = len(self.prompt_ids)
@@ -76,13 +94,12 @@ class Sequence:
         output = np.array(self.output_ids[max(start - split, 0) : stop - split], np.int32)
         return output if start >= split else np.concatenate((self.prompt_ids[start:], output))
 
-    def sample_row(self) -> SampleRow:
-        """What drawing the token after the last one depends on."""
-        banned = self.ending_ids if len(self.output_ids) < self.sampling.min_tokens else ()
-        seen_ids, output_counts = self.counts.arrays() if self.counts else (_NO_IDS, _NO_IDS)
-        return SampleRow(
-            self.sampling, self.seed, self.num_tokens, seen_ids, output_counts, tuple(sorted(banned))
-        )
+    def sample_row(self, drafts: tuple[int, ...] = ()) -> SampleRow:
+        """What drawing the token after the last one, and after drafts that were right, depends on."""
+        banned = self.ending_ids if len(self.output_ids) + len(drafts) < self.sampling.min_tokens else ()
+        seen_ids, output_counts = self.counts.arrays(drafts) if self.counts else (_NO_IDS, _NO_IDS)
+        position = self.num_tokens + len(drafts)
+        return SampleRow(self.sampling, self.seed, position, seen_ids, output_counts, tuple(sorted(banned)))
 
     def append(self, token_id: int) -> FinishReason | None:
         """Take a drawn token; say whether, and why, it is the last."""
@@ -110,7 +127,16 @@ class TokenCounts:
         self._ids[slot] = token_id
         self._counts[slot] += 1
 
-    def arrays(self) -> tuple[IntArray, IntArray]:
-        """(ids, counts), both int32 [number of distinct ids]."""
+    def arrays(self, drafts: tuple[int, ...] = ()) -> tuple[IntArray, IntArray]:
+        """(ids, counts), both int32 [number of distinct ids], as if the drafts had been generated too."""
+        if drafts:
+            return self._copy_with(drafts).arrays()
         size = len(self._slots)
         return self._ids[:size], self._counts[:size]
+
+    def _copy_with(self, token_ids: tuple[int, ...]) -> TokenCounts:
+        copy = TokenCounts(_NO_IDS)
+        copy._ids, copy._counts, copy._slots = self._ids.copy(), self._counts.copy(), self._slots.copy()
+        for token_id in token_ids:
+            copy.add(token_id)
+        return copy
