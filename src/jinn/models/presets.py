@@ -1,4 +1,4 @@
-"""The shapes of published models, as config.json would have them, without their multi-token prediction modules.
+"""The shapes of published models, as config.json has them, without multi-token prediction modules.
 
 Sources: the models' own config.json files; the sizes that these leave to defaults are written out.
 """
