@@ -40,7 +40,7 @@ def recorded(tmp_path_factory):
     with open_checkpoint(path) as checkpoint:
         model = model_of(checkpoint)
         parameters = tree(load_parameters(model, checkpoint, POOLS[1], lambda loaded, total: None))
-    return lambda activations: record(model, parameters, activations)
+    return lambda activations: record(model.forward, parameters, activations)
 
 
 def check_plan(instructions, output, slots):
@@ -87,7 +87,7 @@ def test_a_plan_does_not_grow_with_the_layers(tmp_path):
         with open_checkpoint(path) as checkpoint:
             model = model_of(checkpoint)
             parameters = load_parameters(model, checkpoint, POOLS[1], lambda loaded, total: None)
-        instructions, logits = record(model, tree(parameters), "int8")
+        instructions, logits = record(model.forward, tree(parameters), "int8")
         numbers.append(len(set(plan_slots(fuse(instructions), logits).values())))
     assert numbers[0] == numbers[1]
 

@@ -17,6 +17,8 @@ from jinn.engine.messages import (
     FinishReason,
     Prefilling,
     Ready,
+    Score,
+    ScoreOutput,
     StepOutput,
     Submit,
     TokenLogprobs,
@@ -24,6 +26,7 @@ from jinn.engine.messages import (
 )
 from jinn.engine.sampler import SampledToken
 from jinn.engine.scheduler import Chunk, Scheduler, SchedulerConfig
+from jinn.engine.scoring import SCRATCH_TENANT, Scorer
 from jinn.engine.sequence import Sequence
 from jinn.ops.protocol import Batch, IntArray
 
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SCRATCH_TENANT = ""  # of tables that are never committed
 _MIN_TIMED_TOKENS = 16  # a step with fewer prompt tokens says little of the speed of prefill
 
 
@@ -53,6 +55,7 @@ class Engine:
             None if quota is None else runner.num_blocks * quota // config.cache_memory,
         )
         self._scheduler = Scheduler(limits, self._cache)
+        self._scorer = Scorer(runner, self._cache)
         self._eos_token_ids = frozenset(info.eos_token_ids)
         self._requests: dict[str, list[Sequence]] = {}  # the choices that have not ended
         self._arrivals = 0
@@ -74,7 +77,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do or tell anything."""
-        return self._scheduler.has_work or bool(self._ended)
+        return self._scheduler.has_work or self._scorer.has_work or bool(self._ended)
 
     @property
     def stats(self) -> EngineStats:
@@ -111,8 +114,13 @@ class Engine:
         self._requests[request.request_id] = sequences
         self._scheduler.add(list(sequences))
 
+    def score(self, request: Score) -> None:
+        """Queue a text to be read; see `Score`. One that cannot be ends with an error in a step's output."""
+        self._scorer.add(request)
+
     def abort(self, request: Abort) -> None:
         """Stop a request, or one choice of it, and free what it holds. Unknown ids are ignored."""
+        self._scorer.abort(request.request_id)
         for sequence in list(self._requests.get(request.request_id, ())):
             if request.index is None or request.index == sequence.index:
                 self._ended.append(self._end(sequence, (), FinishReason.ABORT))
@@ -131,16 +139,27 @@ class Engine:
                 prefilling.append(
                     Prefilling(chunk.sequence.request_id, chunk.stop, chunk.sequence.num_prompt_tokens)
                 )
+        scores = self._score(is_alone=not chunks)
         self._num_steps += bool(chunks)
         self._step_seconds = perf_counter() - started
-        return StepOutput(tuple(outputs), tuple(prefilling), self.stats)
+        return StepOutput(tuple(outputs), tuple(prefilling), self.stats, scores)
+
+    def _score(self, *, is_alone: bool) -> tuple[ScoreOutput, ...]:
+        """Read on in the texts that wait, for as long as a step beside generating sequences may take."""
+        if not self._scorer.has_work:
+            return ()
+        num_tokens = self._scheduler.config.max_num_batched_tokens
+        if not is_alone and self._prefill_speed is not None:
+            num_tokens = min(num_tokens, int(self._prefill_speed * self._scheduler.config.max_step_ms))
+        output = self._scorer.step(max(num_tokens, 1), is_alone=is_alone)
+        return () if output is None else (output,)
 
     def logits(self, token_ids: IntArray) -> npt.NDArray[np.float32]:
         """The raw logits after each token, float32 [len(token_ids), vocab_size], on blocks of its own.
 
         Cached prefixes are neither read nor added to. Raises ValueError where too few blocks are free.
         """
-        table = self._cache.acquire(_SCRATCH_TENANT, token_ids[:0])
+        table = self._cache.acquire(SCRATCH_TENANT, token_ids[:0])
         try:
             if not self._cache.allocate(table, len(token_ids)):
                 raise ValueError(f"{len(token_ids)} tokens need more cache blocks than are free")
@@ -166,7 +185,7 @@ class Engine:
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless every block is accounted for."""
-        self._scheduler.check_integrity()
+        self._scheduler.check_integrity(self._scorer.tables)
 
     def _compute(self, chunks: list[Chunk]) -> list[SampledToken | None]:
         """For each chunk the drawn token, an error, or None where its sequence has more to compute first."""

@@ -6,10 +6,11 @@ Earlier arrivals go first. Which tokens share a step never changes a result, so 
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 
-from jinn.engine.cache import BlockCache
+from jinn.engine.cache import BlockCache, BlockTable
 from jinn.engine.messages import check_range
 from jinn.engine.sequence import Sequence, SequenceStatus
 
@@ -141,9 +142,9 @@ class Scheduler:
         self.num_preemptions += 1
         return sequence
 
-    def check_integrity(self) -> None:
-        """Raise IntegrityError unless the cache's books match the sequences that run."""
-        self.cache.check_integrity([sequence.table for sequence in self.running])
+    def check_integrity(self, other_tables: Iterable[BlockTable] = ()) -> None:
+        """Raise IntegrityError unless the cache's books match the sequences that run, and `other_tables`."""
+        self.cache.check_integrity([*(sequence.table for sequence in self.running), *other_tables])
 
     def _schedule_decodes(self) -> list[Chunk]:
         chunks: list[Chunk] = []

@@ -158,12 +158,16 @@ class Decoder:
 
     def forward(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:
         """Logits [batch.logit_rows, vocab_size]."""
+        x = self.hidden_states(ops, params, ctx)
+        (logits,) = ops.linear(x, [params.model.embed_tokens if self.tie_word_embeddings else params.lm_head])
+        return logits
+
+    def hidden_states(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:
+        """What the head reads, after the last norm: [batch.logit_rows, hidden_size]."""
         x = ops.embed(params.model.embed_tokens, ctx)
         for index, layer in enumerate(params.model.layers):
             x = self.block(ops, layer, x, ctx.at_layer(index))
-        x = ops.rms_norm(ops.select_rows(x, ctx), params.model.norm, self.rms_norm_eps)
-        (logits,) = ops.linear(x, [params.model.embed_tokens if self.tie_word_embeddings else params.lm_head])
-        return logits
+        return ops.rms_norm(ops.select_rows(x, ctx), params.model.norm, self.rms_norm_eps)
 
     def block(self, ops: Ops[Value], params: Any, x: Value, ctx: Context) -> Value:
         """One decoder layer: x [tokens, hidden_size] to the same."""

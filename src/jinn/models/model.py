@@ -50,3 +50,7 @@ class Model(Protocol):
     def forward(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:
         """Logits [batch.logit_rows, vocab_size]."""
         ...
+
+    def hidden_states(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:
+        """What the head reads, after the last norm: [batch.logit_rows, hidden_size]."""
+        ...

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from jinn import _native
-from jinn.models.model import Model
 from jinn.ops.protocol import Context, KVSpec, Rope, RouteSpec, Routing
 
 FLOAT_FORMATS = ("F32", "F16", "BF16")
@@ -238,11 +237,15 @@ class NativeOps:
         return outputs
 
 
-def record(model: Model, parameters: Any, activations: str) -> tuple[list[Instruction], SymbolicValue]:
-    """The model's instructions, and the value that holds its logits."""
+Forward = Callable[["NativeOps", Any, Context], SymbolicValue]
+"""`forward` or `hidden_states` of a model."""
+
+
+def record(forward: Forward, parameters: Any, activations: str) -> tuple[list[Instruction], SymbolicValue]:
+    """The instructions of a model's forward, and the value that holds its output."""
     ops = NativeOps(activations)
-    logits = model.forward(ops, parameters, Context())
-    return ops.instructions, logits
+    output = forward(ops, parameters, Context())
+    return ops.instructions, output
 
 
 def fuse(instructions: Sequence[Instruction]) -> list[Instruction]:
