@@ -64,6 +64,9 @@ class FakeRunner:
                     lines.append(self._line(blocks, position))
         return np.stack(lines) if lines else np.empty((0, self.vocab_size), np.float32)
 
+    def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
+        return self.logits(batch)
+
     def copy_block(self, source: int, target: int) -> None:
         self.slots[target] = self.slots[source]
 

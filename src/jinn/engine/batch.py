@@ -39,6 +39,18 @@ def pack(
     )
 
 
+def with_states(
+    batch: Batch, slots: SequenceOf[int], num_drafts: SequenceOf[int], num_accepted: SequenceOf[int]
+) -> Batch:
+    """The batch with `Batch`'s fields of recurrent states, one number per sequence."""
+    return replace(
+        batch,
+        state_slots=np.array(slots, np.int32),
+        num_drafts=np.array(num_drafts, np.int32),
+        num_accepted=np.array(num_accepted, np.int32),
+    )
+
+
 def batch_of(chunks: SequenceOf[Chunk]) -> Batch:
     """The chunks' tokens, with logits of each last known token and each draft where the chunk is the last."""
     rows: list[int] = []
@@ -55,9 +67,9 @@ def batch_of(chunks: SequenceOf[Chunk]) -> Batch:
     )
     if chunks[0].sequence.state_slot is None:
         return batch
-    return replace(
+    return with_states(
         batch,
-        state_slots=np.array([chunk.sequence.slot for chunk in chunks], np.int32),
-        num_drafts=np.array([len(chunk.drafts) + chunk.keeps_last_aside for chunk in chunks], np.int32),
-        num_accepted=np.array([chunk.sequence.num_pending_tokens for chunk in chunks], np.int32),
+        [chunk.sequence.slot for chunk in chunks],
+        [len(chunk.drafts) + chunk.keeps_last_aside for chunk in chunks],
+        [chunk.sequence.num_pending_tokens for chunk in chunks],
     )

@@ -19,6 +19,8 @@ from jinn.engine.messages import (
     Loading,
     Prefilling,
     Ready,
+    Score,
+    ScoreOutput,
     Shutdown,
     StepOutput,
     Submit,
@@ -28,7 +30,7 @@ from jinn.engine.messages import (
 
 logger = logging.getLogger(__name__)
 
-EngineOutput = TokenOutput | Prefilling | Failed
+EngineOutput = TokenOutput | ScoreOutput | Prefilling | Failed
 Sink = Callable[[EngineOutput], None]
 
 ENGINE_COMMAND = (sys.executable, "-m", "jinn.engine.process")
@@ -43,6 +45,7 @@ class EngineError(RuntimeError):
 class _OpenRequest:
     sink: Sink
     num_choices: int  # that have not ended
+    is_score: bool
 
 
 class EngineClient(asyncio.Protocol):
@@ -96,7 +99,7 @@ class EngineClient(asyncio.Protocol):
             raise EngineError(self._failure.error if self._failure else "the engine has ended")
         return self._ready
 
-    def submit(self, request: Submit, sink: Sink) -> None:
+    def submit(self, request: Submit | Score, sink: Sink) -> None:
         """Start a request. `sink` is called in the event loop, in order, until every choice has ended.
 
         If the engine has ended or ends, its last call is a `Failed`. Raises ValueError if the id is in use.
@@ -107,12 +110,17 @@ class EngineClient(asyncio.Protocol):
             sink(self._failure or Failed("the engine has not been started"))
             return
         self._transport.write(frame(request))
-        self._requests[request.request_id] = _OpenRequest(sink, request.sampling.n)
+        self._requests[request.request_id] = _OpenRequest(
+            sink, request.sampling.n if isinstance(request, Submit) else 1, isinstance(request, Score)
+        )
 
     def abort(self, request: Abort) -> None:
         """Stop a request, or one choice of it. Its sink still gets what is on its way, then an `ABORT`."""
-        if self._transport is not None and self._failure is None and request.request_id in self._requests:
-            self._transport.write(frame(request))
+        if self._transport is None or self._failure is not None or request.request_id not in self._requests:
+            return
+        self._transport.write(frame(request))
+        if self._requests[request.request_id].is_score:  # of which the engine tells nothing more
+            del self._requests[request.request_id]
 
     async def close(self) -> None:
         """End the process; open requests get a `Failed`. Does nothing if it was not started."""
@@ -165,6 +173,9 @@ class EngineClient(asyncio.Protocol):
                 if not request.num_choices:
                     del self._requests[output.request_id]
             _call(request.sink, output)
+        for score in step.scores:
+            if request := self._requests.pop(score.request_id, None):
+                _call(request.sink, score)
         for progress in step.prefilling:
             if request := self._requests.get(progress.request_id):
                 _call(request.sink, progress)

@@ -198,7 +198,7 @@ class MtpDrafter:
 
     def draft(self, chunks: SequenceOf[Chunk]) -> None:
         """See `Drafter`."""
-        hidden = self._runner.hidden()
+        hidden = self._runner.last_hidden()
         if len(hidden) != sum(chunk.num_tokens for chunk in chunks):
             return  # the step was computed in parts, and only the last one's hidden states are there
         pairs = list(_pairs(chunks, hidden))
@@ -226,7 +226,7 @@ class MtpDrafter:
         batch = replace(batch, hidden=np.concatenate([p.hidden for p in pairs]))
         sequences = [pairs[i].sequence for i in wanted]
         drawn = self._runner.predict(batch, [sequence.sample_row() for sequence in sequences])
-        rows = self._runner.hidden()[(ends - 1)[wanted]]
+        rows = self._runner.last_hidden()[(ends - 1)[wanted]]
         return [
             Draft(sequence, (token.token_id,), row)
             for sequence, token, row in zip(sequences, drawn, rows, strict=True)
@@ -246,7 +246,7 @@ class MtpDrafter:
         )
         batch = replace(batch, hidden=np.stack([d.hidden for d in going]))
         drawn = self._runner.predict(batch, [d.sequence.sample_row(d.token_ids) for d in going])
-        for draft, token, row in zip(going, drawn, self._runner.hidden().copy(), strict=True):
+        for draft, token, row in zip(going, drawn, self._runner.last_hidden().copy(), strict=True):
             if token.error is None:
                 draft.token_ids, draft.hidden = (*draft.token_ids, token.token_id), row
         return drafts

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from jinn.engine.batch import batch_of, pack
+from jinn.engine.batch import batch_of, pack, with_states
 from jinn.engine.cache import BlockCache, IntegrityError
 from jinn.engine.config import EngineConfig, ModelInfo
 from jinn.engine.messages import (
@@ -20,12 +20,15 @@ from jinn.engine.messages import (
     FinishReason,
     Prefilling,
     Ready,
+    Score,
+    ScoreOutput,
     StepOutput,
     Submit,
     TokenOutput,
 )
 from jinn.engine.sampler import SampledToken, SampleRow
 from jinn.engine.scheduler import Chunk, Scheduler, SchedulerConfig
+from jinn.engine.scoring import SCRATCH_TENANT, Scorer
 from jinn.engine.sequence import Sequence
 from jinn.engine.states import StatePool
 from jinn.ops.protocol import IntArray
@@ -36,7 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SCRATCH_TENANT = ""  # of tables that are never committed
 _MIN_TIMED_TOKENS = 16  # a step with fewer prompt tokens says little of the speed of prefill
 
 
@@ -61,6 +63,7 @@ class Engine:
         self._states = _state_pool(runner, config)
         self._scheduler = Scheduler(limits, self._cache, self._states)
         self._drafter = drafter
+        self._scorer = Scorer(runner, self._cache, self._states)
         self._eos_token_ids = frozenset(info.eos_token_ids)
         self._requests: dict[str, list[Sequence]] = {}  # the choices that have not ended
         self._arrivals = 0
@@ -83,7 +86,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do or tell anything."""
-        return self._scheduler.has_work or bool(self._ended)
+        return self._scheduler.has_work or self._scorer.has_work or bool(self._ended)
 
     @property
     def stats(self) -> EngineStats:
@@ -125,8 +128,13 @@ class Engine:
         self._requests[request.request_id] = sequences
         self._scheduler.add(list(sequences))
 
+    def score(self, request: Score) -> None:
+        """Queue a text to be read; see `Score`. One that cannot be ends with an error in a step's output."""
+        self._scorer.add(request)
+
     def abort(self, request: Abort) -> None:
         """Stop a request, or one choice of it, and free what it holds. Unknown ids are ignored."""
+        self._scorer.abort(request.request_id)
         for sequence in list(self._requests.get(request.request_id, ())):
             if request.index is None or request.index == sequence.index:
                 self._ended.append(self._end(sequence, FinishReason.ABORT))
@@ -147,44 +155,53 @@ class Engine:
                 )
         if self._drafter:
             self._drafter.draft(chunks)
+        scores = self._score(is_alone=not chunks)
         self._num_steps += bool(chunks)
         self._step_seconds = perf_counter() - started
-        return StepOutput(tuple(outputs), tuple(prefilling), self.stats)
+        return StepOutput(tuple(outputs), tuple(prefilling), self.stats, scores)
+
+    def _score(self, *, is_alone: bool) -> tuple[ScoreOutput, ...]:
+        """Read on in the texts that wait, for as long as a step beside generating sequences may take."""
+        if not self._scorer.has_work:
+            return ()
+        num_tokens = self._scheduler.config.max_num_batched_tokens
+        if not is_alone and self._prefill_speed is not None:
+            num_tokens = min(num_tokens, int(self._prefill_speed * self._scheduler.config.max_step_ms))
+        output = self._scorer.step(max(num_tokens, 1), is_alone=is_alone)
+        return () if output is None else (output,)
 
     def logits(self, token_ids: IntArray) -> npt.NDArray[np.float32]:
         """The raw logits after each token, float32 [len(token_ids), vocab_size], on blocks of its own.
 
         Cached prefixes are neither read nor added to. Raises ValueError where too few blocks are free.
         """
-        slots = np.empty(0, np.int32)
-        if self._states:
-            slots = np.array([self._states.start(_SCRATCH_TENANT, token_ids[:0])[0]], np.int32)
-        table = self._cache.acquire(_SCRATCH_TENANT, token_ids[:0])
+        slot = self._states.start(SCRATCH_TENANT, token_ids[:0])[0] if self._states else None
+        table = self._cache.acquire(SCRATCH_TENANT, token_ids[:0])
         try:
             if not self._cache.allocate(table, len(token_ids)):
                 raise ValueError(f"{len(token_ids)} tokens need more cache blocks than are free")
-            return self._compute_logits(token_ids, table.blocks, slots)
+            return self._compute_logits(token_ids, table.blocks, slot)
         finally:
             self._cache.release(table, keep=False)
-            for slot in slots.tolist():
+            if self._states and slot is not None:
                 self._states.release(slot)
 
     def _compute_logits(
-        self, token_ids: IntArray, blocks: IntArray, slots: IntArray
+        self, token_ids: IntArray, blocks: IntArray, slot: int | None
     ) -> npt.NDArray[np.float32]:
         num_tokens, max_num_tokens = len(token_ids), self._scheduler.config.max_num_batched_tokens
         logits = np.empty((num_tokens, self._runner.vocab_size), np.float32)
         for start in range(0, num_tokens, max_num_tokens):
             stop = min(start + max_num_tokens, num_tokens)
             batch = pack([token_ids[start:stop]], [start], [blocks], range(stop - start))
-            none = np.zeros_like(slots)
-            batch = replace(batch, state_slots=slots, num_drafts=none, num_accepted=none)
+            if slot is not None:
+                batch = with_states(batch, [slot], [0], [0])
             logits[start:stop] = self._runner.logits(batch)
         return logits
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless every block is accounted for."""
-        self._scheduler.check_integrity()
+        self._scheduler.check_integrity(self._scorer.tables, self._scorer.slots)
 
     def _compute(self, chunks: list[Chunk]) -> list[list[SampledToken]]:
         """For each chunk what was drawn after its last token and after each draft, or an error.

@@ -16,7 +16,7 @@ from jinn.models.generation import generation_defaults
 from jinn.models.model import Model
 from jinn.models.parameters import Origin, ParameterSpec, tree
 from jinn.models.registry import model_of
-from jinn.ops.native import compile_program, fuse, record
+from jinn.ops.native import Recording, compile_program, fuse, record, record_hidden
 from jinn.weights.checkpoint import Checkpoint, open_checkpoint
 from jinn.weights.errors import WeightsError
 from jinn.weights.quantize import dequantize
@@ -37,8 +37,11 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, Model
         kernels = _native.choose_kernels(env.isa() or "")
         parameters = load_parameters(model, checkpoint, pool, progress)
         info = model_info(model, checkpoint, f"{kernels.name}-{config.activations}-{config.kv_cache_dtype}")
-    recording = record(model, tree(parameters), config.activations)
-    program = compile_program(fuse(recording), pool, kernels)
+
+    def program_of(record: Callable[[Model, Any, str], Recording]) -> _native.Program:
+        return compile_program(fuse(record(model, tree(parameters), config.activations)), pool, kernels)
+
+    program = program_of(record)
     layers = [(s.num_kv_heads, s.key_dim, s.value_dim) for s in model.kv_specs()]
     block_bytes = _native.KVCache(layers, config.kv_cache_dtype, 1, config.block_size).block_bytes
     num_blocks = config.cache_memory // block_bytes
@@ -47,7 +50,7 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, Model
             f"cache_memory {config.cache_memory} is less than one block of {block_bytes} bytes"
         )
     cache = _native.KVCache(layers, config.kv_cache_dtype, num_blocks, config.block_size)
-    return NativeRunner(program, cache, model.vocab_size), info
+    return NativeRunner(program, cache, model.vocab_size, lambda: program_of(record_hidden)), info
 
 
 def load_parameters(

@@ -105,6 +105,27 @@ class Submit:
     turn_starts: tuple[int, ...] = ()
 
 
+class Pooling(StrEnum):
+    """How the last hidden states of a text become one vector."""
+
+    LAST = "last"  # the last token's
+    MEAN = "mean"  # of all tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Read a text without adding to it.
+
+    `num_logprobs` asks for the log-probability of each token after the first, and of as many likeliest ids;
+    `pooling` for the text's hidden state after the last norm. One of the two is None.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    num_logprobs: int | None
+    pooling: Pooling | None
+
+
 @dataclass(frozen=True, slots=True)
 class Abort:
     """Stop a request (every choice of it, or one) and free what it holds. Unknown ids are ignored."""
@@ -171,6 +192,16 @@ class TokenOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreOutput:
+    """The answer to a `Score`: what it asked for, or an error."""
+
+    request_id: str
+    logprobs: tuple[TokenLogprobs, ...] = ()  # of the tokens after the first
+    embedding: tuple[float, ...] = ()  # [hidden_size], as it comes, without normalisation
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Prefilling:
     """How far a prompt has been read."""
 
@@ -209,12 +240,13 @@ class StepOutput:
     outputs: tuple[TokenOutput, ...]
     prefilling: tuple[Prefilling, ...]
     stats: EngineStats
+    scores: tuple[ScoreOutput, ...] = ()
 
 
-Message = Submit | Abort | Shutdown | Loading | Ready | Failed | StepOutput
+Message = Submit | Score | Abort | Shutdown | Loading | Ready | Failed | StepOutput
 
-_MESSAGES = (Submit, Abort, Shutdown, Loading, Ready, Failed, StepOutput)
-_PARTS = (SamplingParams, TokenLogprobs, TokenOutput, Prefilling, EngineStats)
+_MESSAGES = (Submit, Score, Abort, Shutdown, Loading, Ready, Failed, StepOutput)
+_PARTS = (SamplingParams, TokenLogprobs, TokenOutput, ScoreOutput, Prefilling, EngineStats)
 
 Decoder = Callable[[Any], Any]
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from jinn.engine.config import EngineConfig, ModelInfo
 from jinn.engine.engine import Engine
 from jinn.engine.frames import FrameReader, frame
-from jinn.engine.messages import Abort, Failed, Loading, Message, Shutdown, Submit, decode
+from jinn.engine.messages import Abort, Failed, Loading, Message, Score, Shutdown, Submit, decode
 
 if TYPE_CHECKING:
     from jinn.engine.runner import Runner
@@ -128,6 +128,8 @@ def _apply(message: Message, engine: Engine) -> None:
             engine.submit(message)
         except ValueError as error:
             logger.error("%s", error)
+    elif isinstance(message, Score):
+        engine.score(message)
     elif isinstance(message, Abort):
         engine.abort(message)
     else:

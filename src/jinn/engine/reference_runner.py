@@ -5,7 +5,7 @@ Needs torch, so nothing imports this module unless asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,10 +47,16 @@ class ReferenceRunner:
 
     def logits(self, batch: Batch) -> npt.NDArray[np.float32]:
         """See `Runner`."""
+        return self._compute(self._model.forward, batch)
+
+    def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """See `Runner`."""
+        return self._compute(self._model.hidden, batch)[batch.logit_rows]
+
+    def _compute(self, forward: Callable[..., torch.Tensor], batch: Batch) -> npt.NDArray[np.float32]:
         with torch.no_grad():
-            context = Context(tensor_batch(batch), self._cache)
-            logits = self._model.forward(self._ops, self._parameters, context)
-        values: npt.NDArray[np.float32] = logits.numpy()
+            output = forward(self._ops, self._parameters, Context(tensor_batch(batch), self._cache))
+        values: npt.NDArray[np.float32] = output.numpy()
         return values
 
     def copy_block(self, source: int, target: int) -> None:

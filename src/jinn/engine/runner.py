@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +15,8 @@ from jinn.engine.messages import TokenLogprobs
 from jinn.engine.sampler import SampledToken, SampleRow
 from jinn.ops.native import batch_arrays
 from jinn.ops.protocol import Batch
+
+_OUTWEIGHS = 1e30  # added to a logit, it makes the id the likeliest
 
 
 class Runner(Protocol):
@@ -34,11 +38,15 @@ class Runner(Protocol):
         """Compute the batch and return the raw logits [len(batch.logit_rows), vocab_size]."""
         ...
 
+    def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """Compute the batch and return what the head would read, [len(batch.logit_rows), hidden_size]."""
+        ...
+
     def predict(self, batch: Batch, rows: Sequence[SampleRow]) -> Sequence[SampledToken]:
         """Compute the batch with the multi-token prediction module, which reads `batch.hidden`, and draw."""
         ...
 
-    def hidden(self) -> npt.NDArray[np.float32]:
+    def last_hidden(self) -> npt.NDArray[np.float32]:
         """Hidden states [num_tokens, hidden_size] of the last `step` or `predict`, until the next.
 
         Only of a runner that was loaded for multi-token prediction.
@@ -57,8 +65,15 @@ class Runner(Protocol):
 class NativeRunner:
     """The C++ kernels: a recorded program over packed weights, and its cache."""
 
-    def __init__(self, program: _native.Program, cache: _native.KVCache, vocab_size: int) -> None:
+    def __init__(
+        self,
+        program: _native.Program,
+        cache: _native.KVCache,
+        vocab_size: int,
+        record_hidden_states: Callable[[], _native.Program],
+    ) -> None:
         self._program, self._cache = program, cache
+        self._record_hidden_states = functools.cache(record_hidden_states)  # few servers are ever asked
         self.vocab_size = vocab_size
         self.num_blocks: int = cache.num_blocks
         self.block_size: int = cache.block_size
@@ -71,6 +86,14 @@ class NativeRunner:
     def logits(self, batch: Batch) -> npt.NDArray[np.float32]:
         """See `Runner`."""
         values: npt.NDArray[np.float32] = self._run(batch).copy()
+        return values
+
+    def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """See `Runner`."""
+        program = self._record_hidden_states()
+        values: npt.NDArray[np.float32] = _native.run(
+            program, self._cache, self.vocab_size, *batch_arrays(batch)
+        ).copy()
         return values
 
     def copy_block(self, source: int, target: int) -> None:
@@ -97,6 +120,8 @@ def sample_request(row: SampleRow) -> _native.SampleRequest:
         request.banned_ids = list(row.banned_ids)
     if sampling.logit_bias:
         request.bias_ids, request.bias = list(sampling.logit_bias), list(sampling.logit_bias.values())
+    if row.target_id is not None:
+        request.bias_ids, request.bias = [row.target_id], [_OUTWEIGHS]
     if len(row.seen_ids):
         request.repetition_penalty = sampling.repetition_penalty
         request.presence_penalty = sampling.presence_penalty
@@ -106,6 +131,9 @@ def sample_request(row: SampleRow) -> _native.SampleRequest:
 
 
 def _sampled_token(sampled: _native.Sampled, row: SampleRow) -> SampledToken:
+    if row.target_id is not None and 0 <= sampled.token_id != row.target_id:  # its logit is -inf
+        top = tuple(zip(sampled.top_ids, sampled.top_logprobs, strict=True))
+        return SampledToken(row.target_id, TokenLogprobs(-math.inf, top))
     if sampled.token_id < 0:
         return SampledToken(
             -1, error="the model's logits are not finite, or min_tokens leaves no token to draw"

@@ -30,6 +30,7 @@ class SampleRow:
     seen_ids: npt.NDArray[np.int32]  # distinct ids of prompt and output; empty where no penalty is set
     output_counts: npt.NDArray[np.int32]  # how often each of them was generated
     banned_ids: tuple[int, ...] = ()  # ids that would end the sequence before min_tokens
+    target_id: int | None = None  # the id to take, whatever is likely: its log-probability is what is wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ def sample(logits: npt.NDArray[np.float32], row: SampleRow) -> SampledToken:
     """
     if not math.isfinite(logits.max()):
         return SampledToken(-1, error="the model's logits are not finite")
+    if row.target_id is not None:
+        return SampledToken(row.target_id, _logprobs(logits, row.target_id, row.sampling.logprobs))
     values = adjusted(logits, row)
     if values.max() == -math.inf:
         return SampledToken(-1, error="min_tokens leaves no token to draw")

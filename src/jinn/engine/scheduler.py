@@ -6,6 +6,7 @@ Earlier arrivals go first. Which tokens share a step never changes a result, so 
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -165,11 +166,13 @@ class Scheduler:
         self.num_preemptions += 1
         return sequence
 
-    def check_integrity(self) -> None:
-        """Raise IntegrityError unless the cache's books match the sequences that run."""
-        self.cache.check_integrity([sequence.table for sequence in self.running])
+    def check_integrity(
+        self, other_tables: Iterable[BlockTable] = (), other_slots: Iterable[int] = ()
+    ) -> None:
+        """Raise IntegrityError unless the books match what running sequences, and others, hold."""
+        self.cache.check_integrity([*(sequence.table for sequence in self.running), *other_tables])
         if self.states:
-            self.states.check_integrity(sequence.slot for sequence in self.running)
+            self.states.check_integrity([*(sequence.slot for sequence in self.running), *other_slots])
             for sequence in self.running:
                 if sequence.num_state_tokens + sequence.num_pending_tokens != sequence.num_computed_tokens:
                     raise IntegrityError("a sequence's states and keys are of different tokens")

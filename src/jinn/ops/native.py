@@ -299,7 +299,7 @@ class Recording:
     """A model's instructions, and the values that the caller reads when they have run."""
 
     instructions: list[Instruction]
-    logits: SymbolicValue  # [batch.logit_rows, vocab_size]
+    logits: SymbolicValue  # [batch.logit_rows, vocab_size], or what else is wanted of these rows
     hidden: SymbolicValue | None = None  # [tokens, hidden_size], what the head read
 
     @property
@@ -315,6 +315,12 @@ def record(model: Model, parameters: Any, activations: str, keeps_hidden: bool =
         return Recording(ops.instructions, model.forward(ops, parameters, ctx))
     hidden = model.hidden(ops, parameters, ctx)
     return Recording(ops.instructions, model.head(ops, parameters, hidden, ctx), hidden)
+
+
+def record_hidden(model: Model, parameters: Any, activations: str) -> Recording:
+    """What computes the hidden states of `batch.logit_rows` in place of their logits."""
+    ops, ctx = NativeOps(activations), Context()
+    return Recording(ops.instructions, ops.select_rows(model.hidden(ops, parameters, ctx), ctx))
 
 
 def record_predict(model: Model, parameters: Any, activations: str) -> Recording:

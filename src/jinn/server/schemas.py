@@ -40,7 +40,7 @@ Model = TypeVar("Model", bound=BaseModel)
 MAX_DRAWN_SEED = 2**53 - 256  # a drawn seed, plus a choice's index, survives JavaScript's numbers
 
 
-def _limited(field: str, description: str, default: Any = None) -> Any:
+def limited(field: str, description: str, default: Any = None) -> Any:
     return Field(default=default, description=description, **field_arguments(field))
 
 
@@ -96,37 +96,37 @@ StopStringList = Annotated[
 ]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
 
 
-class SamplingFields(_Strict):
+class SamplingFields(Strict):
     """The fields that chat completions and completions share."""
 
-    model: str = _limited("model", "The served name, the file's name, or 'default'.", "default")
+    model: str = limited("model", "The served name, the file's name, or 'default'.", "default")
     stream: bool = Field(False, description="Answer with server-sent events.")
     stream_options: StreamOptions | None = Field(
         None, description="`include_usage`: the last chunk tells the usage."
     )
-    n: int = _limited("n", "Choices per prompt; choice i draws with seed + i.", 1)
-    max_tokens: int | None = _limited("max_tokens", "Most tokens per choice.")
-    min_tokens: int = _limited("min_tokens", "No choice ends by itself before so many tokens.", 0)
-    temperature: float | None = _limited("temperature", "0 takes the most likely token.")
-    top_p: float | None = _limited("top_p", "Smallest set of tokens with this probability.")
-    top_k: int | None = _limited("top_k", "The k most likely tokens; 0 or -1: all.")
-    min_p: float | None = _limited("min_p", "Tokens at least so likely, relative to the likeliest.")
-    repetition_penalty: float | None = _limited("repetition_penalty", "For the prompt's tokens too; 1: none.")
-    presence_penalty: float | None = _limited("presence_penalty", "For tokens of the answer; 0: none.")
-    frequency_penalty: float | None = _limited("frequency_penalty", "The same, each time; 0: none.")
+    n: int = limited("n", "Choices per prompt; choice i draws with seed + i.", 1)
+    max_tokens: int | None = limited("max_tokens", "Most tokens per choice.")
+    min_tokens: int = limited("min_tokens", "No choice ends by itself before so many tokens.", 0)
+    temperature: float | None = limited("temperature", "0 takes the most likely token.")
+    top_p: float | None = limited("top_p", "Smallest set of tokens with this probability.")
+    top_k: int | None = limited("top_k", "The k most likely tokens; 0 or -1: all.")
+    min_p: float | None = limited("min_p", "Tokens at least so likely, relative to the likeliest.")
+    repetition_penalty: float | None = limited("repetition_penalty", "For the prompt's tokens too; 1: none.")
+    presence_penalty: float | None = limited("presence_penalty", "For tokens of the answer; 0: none.")
+    frequency_penalty: float | None = limited("frequency_penalty", "The same, each time; 0: none.")
     logit_bias: LogitBias = Field(default_factory=dict, description="Added to the logits, by token id.")
-    seed: int | None = _limited("seed", "Absent: one is drawn. The answer names it.")
-    stop: StopStringList = _limited("stop", "Texts that end a choice; not part of it.", [])
-    stop_token_ids: TokenIdList = _limited("stop_token_ids", "Token ids that end a choice.", [])
+    seed: int | None = limited("seed", "Absent: one is drawn. The answer names it.")
+    stop: StopStringList = limited("stop", "Texts that end a choice; not part of it.", [])
+    stop_token_ids: TokenIdList = limited("stop_token_ids", "Token ids that end a choice.", [])
     ignore_eos: bool = Field(False, description="Do not stop at the model's own end-of-sequence tokens.")
 
     def check(self) -> None:
@@ -176,7 +176,7 @@ class SamplingFields(_Strict):
         )
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     type: Literal["text"]
     text: str
 
@@ -195,10 +195,10 @@ Content = Annotated[
 ]
 
 
-class Message(_Strict):
+class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: Content = ""
-    name: str | None = _limited("name", "Given to the chat template.")
+    name: str | None = limited("name", "Given to the chat template.")
     reasoning_content: str | None = None
 
     @property
@@ -218,10 +218,10 @@ class Message(_Strict):
 
 
 class ChatRequest(SamplingFields):
-    messages: list[Message] = _limited("messages", "The conversation.", ...)
-    max_completion_tokens: int | None = _limited("max_completion_tokens", "Wins over max_tokens.")
+    messages: list[Message] = limited("messages", "The conversation.", ...)
+    max_completion_tokens: int | None = limited("max_completion_tokens", "Wins over max_tokens.")
     logprobs: bool = Field(False, description="Tell each token's log-probability.")
-    top_logprobs: int = _limited("top_logprobs", "Alternatives per token; needs logprobs.", 0)
+    top_logprobs: int = limited("top_logprobs", "Alternatives per token; needs logprobs.", 0)
 
     def check(self) -> None:
         if self.max_completion_tokens is not None:
@@ -262,11 +262,11 @@ PromptList = Annotated[
 
 
 class CompletionRequest(SamplingFields):
-    prompt: PromptList = _limited("prompt", "Text or token ids, one or several.", ...)
-    max_tokens: int | None = _limited("max_tokens", "Most tokens per choice.", 16)
+    prompt: PromptList = limited("prompt", "Text or token ids, one or several.", ...)
+    max_tokens: int | None = limited("max_tokens", "Most tokens per choice.", 16)
     echo: bool = Field(False, description="Begin each choice with its prompt.")
-    logprobs: int | None = _limited("logprobs", "Alternatives per token.")
-    best_of: int | None = _limited("n", "Only n itself.")
+    logprobs: int | None = limited("logprobs", "Alternatives per token.")
+    best_of: int | None = limited("n", "Only n itself.")
     parse_special: bool = Field(True, description="Text of control tokens in a prompt becomes those tokens.")
     add_special_tokens: bool = Field(True, description="Begin a text prompt as the model expects.")
 
@@ -306,22 +306,22 @@ def parse_chat(body: dict[str, Any], ignored: list[str] | None) -> ChatRequest:
             else message
             for index, message in enumerate(messages)
         ]
-    request = _validate(ChatRequest, fields)
+    request = validate(ChatRequest, fields)
     for index, message in enumerate(request.messages):
         if message.role != "assistant" and "content" not in message.model_fields_set:
-            raise _missing(f"messages[{index}].content")
+            raise missing(f"messages[{index}].content")
     request.check()
     return request
 
 
 def parse_completion(body: dict[str, Any], ignored: list[str] | None) -> CompletionRequest:
     """Raises APIError 400. Unknown parameters are collected in `ignored`, or refused where it is None."""
-    request = _validate(CompletionRequest, take_implemented(body, COMPLETION_COLUMNS, "", ignored))
+    request = validate(CompletionRequest, take_implemented(body, COMPLETION_COLUMNS, "", ignored))
     request.check()
     return request
 
 
-def _validate(model: type[Model], fields: dict[str, Any]) -> Model:
+def validate(model: type[Model], fields: dict[str, Any]) -> Model:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
@@ -331,11 +331,11 @@ def _validate(model: type[Model], fields: dict[str, Any]) -> Model:
         if key not in _TAGS:
             param = join_path(param, key)
     if first["type"] == "missing":
-        raise _missing(param)
+        raise missing(param)
     raise errors.invalid_value(param, f"'{param}': {first['msg'].removeprefix('Value error, ')}.")
 
 
-def _missing(param: str) -> errors.APIError:
+def missing(param: str) -> errors.APIError:
     return errors.APIError(
         400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
     )

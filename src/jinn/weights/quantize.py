@@ -1,4 +1,5 @@
-"""Turns values into a block format and back, as ggml's reference does (ggml-quants.c), bit for bit.
+"""Turns values into a block format and back, as ggml's reference does (ggml-quants.c): bit for bit, but for
+the K formats, whose scales have no closed form.
 
 A block holds 32 elements. Q8_0: a float16 scale, then 32 int8. Q4_0: a float16 scale, then 32 nibbles, each 8
 too high. Q4_1: a float16 scale and minimum, then 32 nibbles. Byte i of the nibbles holds element i in its low
@@ -16,10 +17,19 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from jinn.weights.block_fields import (
+    ByteArray,
+    FloatArray,
+    float16_bytes,
+    float16_column,
+    inverse,
+    pack_codes,
+    unpack_codes,
+)
 from jinn.weights.block_formats import BlockFormat
+from jinn.weights.k_quantize import quantize_q4_k, quantize_q6_k
 
-FloatArray = npt.NDArray[np.float32]
-ByteArray = npt.NDArray[np.uint8]
+_CHUNK_BLOCKS = 1 << 14  # bounds the memory that quantising takes beside its result
 
 
 def dequantize(data: ByteArray, block_format: BlockFormat, shape: Sequence[int]) -> FloatArray:
@@ -40,27 +50,15 @@ def quantize(values: npt.NDArray[np.floating], block_format: BlockFormat) -> Byt
     """
     if block_format.name not in QUANTIZABLE:
         raise ValueError(f"values cannot be quantised to {block_format.name}, only {', '.join(QUANTIZABLE)}")
-    with np.errstate(over="ignore"):
-        values = np.ascontiguousarray(values, np.float32)
-    block_format.nbytes(values.shape)
-    if not np.isfinite(values).all():
-        raise ValueError(f"only finite values can be stored as {block_format.name}")
+    data = np.empty(block_format.nbytes(values.shape), np.uint8).reshape(-1, block_format.block_bytes)
     blocks = values.reshape(-1, block_format.block_elems)
-    return _QUANTIZE[block_format.name](blocks).reshape(-1)
-
-
-def _float16_bytes(values: FloatArray) -> ByteArray:
-    """float32 [n, 1] to float16, as bytes [n, 2]."""
-    with np.errstate(over="ignore"):
-        halves = values.astype("<f2")
-    if not np.isfinite(halves).all():
-        raise ValueError("a value or block scale is too large for float16")
-    return halves.view(np.uint8)
-
-
-def _float16_column(blocks: ByteArray, offset: int) -> FloatArray:
-    """The float16 at byte `offset` of each block, float32 [num_blocks, 1]."""
-    return np.ascontiguousarray(blocks[:, offset : offset + 2]).view("<f2").astype(np.float32)
+    for start in range(0, len(blocks), _CHUNK_BLOCKS):
+        with np.errstate(over="ignore"):
+            chunk = np.ascontiguousarray(blocks[start : start + _CHUNK_BLOCKS], np.float32)
+        if not np.isfinite(chunk).all():
+            raise ValueError(f"only finite values can be stored as {block_format.name}")
+        data[start : start + _CHUNK_BLOCKS] = _QUANTIZE[block_format.name](chunk)
+    return data.reshape(-1)
 
 
 def _dequantize_f32(blocks: ByteArray) -> FloatArray:
@@ -76,46 +74,46 @@ def _dequantize_bf16(blocks: ByteArray) -> FloatArray:
 
 
 def _dequantize_q8_0(blocks: ByteArray) -> FloatArray:
-    scale = _float16_column(blocks, 0)
+    scale = float16_column(blocks, 0)
     return np.multiply(scale, blocks[:, 2:].view(np.int8), dtype=np.float32)
 
 
 def _dequantize_q4_0(blocks: ByteArray) -> FloatArray:
-    return _scaled(_fields(blocks[:, 2:], 4, 16), -8, _float16_column(blocks, 0))
+    return _scaled(unpack_codes(blocks[:, 2:], 4, 16), -8, float16_column(blocks, 0))
 
 
 def _dequantize_q4_1(blocks: ByteArray) -> FloatArray:
-    codes = _fields(blocks[:, 4:], 4, 16)
-    return _scaled(codes, 0, _float16_column(blocks, 0)) + _float16_column(blocks, 2)
+    codes = unpack_codes(blocks[:, 4:], 4, 16)
+    return _scaled(codes, 0, float16_column(blocks, 0)) + float16_column(blocks, 2)
 
 
 def _dequantize_q5_0(blocks: ByteArray) -> FloatArray:
-    return _scaled(_five_bits(blocks[:, 2:]), -16, _float16_column(blocks, 0))
+    return _scaled(_five_bits(blocks[:, 2:]), -16, float16_column(blocks, 0))
 
 
 def _dequantize_q5_1(blocks: ByteArray) -> FloatArray:
-    return _scaled(_five_bits(blocks[:, 4:]), 0, _float16_column(blocks, 0)) + _float16_column(blocks, 2)
+    return _scaled(_five_bits(blocks[:, 4:]), 0, float16_column(blocks, 0)) + float16_column(blocks, 2)
 
 
 def _dequantize_q2_k(blocks: ByteArray) -> FloatArray:
     scales, minimums = blocks[:, :16] & np.uint8(0x0F), blocks[:, :16] >> np.uint8(4)
-    values = _scaled(_fields(blocks[:, 16:80], 2, 32), 0, _float16_column(blocks, 80) * scales)
-    return _less(values, _float16_column(blocks, 82) * minimums)
+    values = _scaled(unpack_codes(blocks[:, 16:80], 2, 32), 0, float16_column(blocks, 80) * scales)
+    return _less(values, float16_column(blocks, 82) * minimums)
 
 
 def _dequantize_q3_k(blocks: ByteArray) -> FloatArray:
-    codes = _fields(blocks[:, 32:96], 2, 32) | _fields(blocks[:, :32], 1, 32) << np.uint8(2)
+    codes = unpack_codes(blocks[:, 32:96], 2, 32) | unpack_codes(blocks[:, :32], 1, 32) << np.uint8(2)
     packed = blocks[:, 96:108]
-    scales = _fields(packed[:, :8], 4, 8) | _fields(packed[:, 8:], 2, 4) << np.uint8(4)
-    return _scaled(codes, -4, _float16_column(blocks, 108) * (scales.astype(np.float32) - 32))
+    scales = unpack_codes(packed[:, :8], 4, 8) | unpack_codes(packed[:, 8:], 2, 4) << np.uint8(4)
+    return _scaled(codes, -4, float16_column(blocks, 108) * (scales.astype(np.float32) - 32))
 
 
 def _dequantize_q4_k(blocks: ByteArray) -> FloatArray:
-    return _dequantize_with_minimums(blocks, _fields(blocks[:, 16:], 4, 32))
+    return _dequantize_with_minimums(blocks, unpack_codes(blocks[:, 16:], 4, 32))
 
 
 def _dequantize_q5_k(blocks: ByteArray) -> FloatArray:
-    codes = _fields(blocks[:, 48:], 4, 32) | _fields(blocks[:, 16:48], 1, 32) << np.uint8(4)
+    codes = unpack_codes(blocks[:, 48:], 4, 32) | unpack_codes(blocks[:, 16:48], 1, 32) << np.uint8(4)
     return _dequantize_with_minimums(blocks, codes)
 
 
@@ -124,26 +122,26 @@ def _dequantize_with_minimums(blocks: ByteArray, codes: ByteArray) -> FloatArray
     scales, minimums, rest = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = np.concatenate([scales & 0x3F, rest & 0x0F | scales >> 2 & 0x30], axis=1)
     minimums = np.concatenate([minimums & 0x3F, rest >> 4 | minimums >> 2 & 0x30], axis=1)
-    values = _scaled(codes, 0, _float16_column(blocks, 0) * scales)
-    return _less(values, _float16_column(blocks, 2) * minimums)
+    values = _scaled(codes, 0, float16_column(blocks, 0) * scales)
+    return _less(values, float16_column(blocks, 2) * minimums)
 
 
 def _dequantize_q6_k(blocks: ByteArray) -> FloatArray:
-    codes = _fields(blocks[:, :128], 4, 64) | _fields(blocks[:, 128:192], 2, 32) << np.uint8(4)
-    return _scaled(codes, -32, _float16_column(blocks, 208) * blocks[:, 192:208].view(np.int8))
+    codes = unpack_codes(blocks[:, :128], 4, 64) | unpack_codes(blocks[:, 128:192], 2, 32) << np.uint8(4)
+    return _scaled(codes, -32, float16_column(blocks, 208) * blocks[:, 192:208].view(np.int8))
 
 
 def _dequantize_iq4_nl(blocks: ByteArray) -> FloatArray:
-    values = _IQ4_CODEBOOK[_fields(blocks[:, 2:], 4, 16)]
-    values *= _float16_column(blocks, 0)
+    values = _IQ4_CODEBOOK[unpack_codes(blocks[:, 2:], 4, 16)]
+    values *= float16_column(blocks, 0)
     return values
 
 
 def _dequantize_iq4_xs(blocks: ByteArray) -> FloatArray:
-    highs = _fields(blocks[:, 2:4], 2, 1)
-    scales = (_fields(blocks[:, 4:8], 4, 1) | highs << np.uint8(4)).astype(np.float32) - 32
-    values = _IQ4_CODEBOOK[_fields(blocks[:, 8:], 4, 16)]
-    values.reshape(len(blocks), 8, 32)[:] *= (_float16_column(blocks, 0) * scales)[:, :, None]
+    highs = unpack_codes(blocks[:, 2:4], 2, 1)
+    scales = (unpack_codes(blocks[:, 4:8], 4, 1) | highs << np.uint8(4)).astype(np.float32) - 32
+    values = _IQ4_CODEBOOK[unpack_codes(blocks[:, 8:], 4, 16)]
+    values.reshape(len(blocks), 8, 32)[:] *= (float16_column(blocks, 0) * scales)[:, :, None]
     return values
 
 
@@ -152,19 +150,9 @@ _IQ4_CODEBOOK = np.array(
 )
 
 
-def _fields(packed: ByteArray, bits: int, run: int) -> ByteArray:
-    """The codes of `bits` bits in bytes [n, m], uint8 [n, m * 8 / bits].
-
-    `run` bytes hold 8 / bits times as many codes: first their lowest bits' codes, then the next.
-    """
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    fields: ByteArray = packed.reshape(len(packed), -1, 1, run) >> shifts & np.uint8((1 << bits) - 1)
-    return fields.reshape(len(packed), -1)
-
-
 def _five_bits(packed: ByteArray) -> ByteArray:
     """Fifth bits and nibbles, bytes [n, 4 + 16], as codes [n, 32]."""
-    return _fields(packed[:, 4:], 4, 16) | _fields(packed[:, :4], 1, 1) << np.uint8(4)
+    return unpack_codes(packed[:, 4:], 4, 16) | unpack_codes(packed[:, :4], 1, 1) << np.uint8(4)
 
 
 def _scaled(codes: ByteArray, offset: int, scales: FloatArray) -> FloatArray:
@@ -183,16 +171,6 @@ def _less(values: FloatArray, minimums: FloatArray) -> FloatArray:
     return values
 
 
-def _pack_nibbles(codes: ByteArray) -> ByteArray:
-    return codes[:, :16] | (codes[:, 16:] << np.uint8(4))
-
-
-def _inverse(scale: FloatArray) -> FloatArray:
-    """1 / scale; 0 where the scale is 0 or so small that float16 makes it 0 and its inverse overflows."""
-    is_normal = np.abs(scale) >= np.finfo(np.float32).tiny
-    return np.divide(1, scale, out=np.zeros_like(scale), where=is_normal)
-
-
 def _quantize_f32(blocks: FloatArray) -> ByteArray:
     return blocks.astype("<f4").view(np.uint8)
 
@@ -208,8 +186,8 @@ def _quantize_bf16(blocks: FloatArray) -> ByteArray:
 
 def _quantize_q8_0(blocks: FloatArray) -> ByteArray:
     scale = np.abs(blocks).max(axis=1, keepdims=True) / 127
-    codes = _round_half_away(blocks * _inverse(scale)).astype(np.int8).view(np.uint8)
-    return np.concatenate([_float16_bytes(scale), codes], axis=1)
+    codes = _round_half_away(blocks * inverse(scale)).astype(np.int8).view(np.uint8)
+    return np.concatenate([float16_bytes(scale), codes], axis=1)
 
 
 def _round_half_away(values: FloatArray) -> FloatArray:
@@ -224,35 +202,37 @@ def _quantize_q4_0(blocks: FloatArray) -> ByteArray:
     """The element of the largest magnitude, with its sign, becomes code 0: -8."""
     largest: FloatArray = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
     scale = largest / np.float32(-8)
-    codes = np.minimum(np.trunc(blocks * _inverse(scale) + np.float32(8.5)), 15).astype(np.uint8)
-    return np.concatenate([_float16_bytes(scale), _pack_nibbles(codes)], axis=1)
+    codes = np.minimum(np.trunc(blocks * inverse(scale) + np.float32(8.5)), 15).astype(np.uint8)
+    return np.concatenate([float16_bytes(scale), pack_codes(codes, 4, 16)], axis=1)
 
 
 def _quantize_q4_1(blocks: FloatArray) -> ByteArray:
     minimum = blocks.min(axis=1, keepdims=True)
     scale = (blocks.max(axis=1, keepdims=True) - minimum) / 15
-    codes = np.minimum(np.trunc((blocks - minimum) * _inverse(scale) + np.float32(0.5)), 15).astype(np.uint8)
-    return np.concatenate([_float16_bytes(scale), _float16_bytes(minimum), _pack_nibbles(codes)], axis=1)
+    codes = np.minimum(np.trunc((blocks - minimum) * inverse(scale) + np.float32(0.5)), 15).astype(np.uint8)
+    return np.concatenate([float16_bytes(scale), float16_bytes(minimum), pack_codes(codes, 4, 16)], axis=1)
 
 
 def _quantize_q5_0(blocks: FloatArray) -> ByteArray:
     """As Q4_0, with 5 bits: the largest magnitude becomes -16."""
     largest: FloatArray = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
     scale = largest / np.float32(-16)
-    codes = np.minimum(np.trunc(blocks * _inverse(scale) + np.float32(16.5)), 31).astype(np.uint8)
-    return np.concatenate([_float16_bytes(scale), *_pack_five_bits(codes)], axis=1)
+    codes = np.minimum(np.trunc(blocks * inverse(scale) + np.float32(16.5)), 31).astype(np.uint8)
+    return np.concatenate([float16_bytes(scale), *_pack_five_bits(codes)], axis=1)
 
 
 def _quantize_q5_1(blocks: FloatArray) -> ByteArray:
     minimum = blocks.min(axis=1, keepdims=True)
     scale = (blocks.max(axis=1, keepdims=True) - minimum) / 31
-    codes = np.minimum(np.trunc((blocks - minimum) * _inverse(scale) + np.float32(0.5)), 31).astype(np.uint8)
-    return np.concatenate([_float16_bytes(scale), _float16_bytes(minimum), *_pack_five_bits(codes)], axis=1)
+    codes = np.minimum(np.trunc((blocks - minimum) * inverse(scale) + np.float32(0.5)), 31).astype(np.uint8)
+    return np.concatenate([float16_bytes(scale), float16_bytes(minimum), *_pack_five_bits(codes)], axis=1)
 
 
 def _pack_five_bits(codes: ByteArray) -> tuple[ByteArray, ByteArray]:
     """Codes [n, 32] as fifth bits [n, 4] and nibbles [n, 16]."""
-    return np.packbits(codes >> np.uint8(4), axis=1, bitorder="little"), _pack_nibbles(codes & np.uint8(0x0F))
+    return np.packbits(codes >> np.uint8(4), axis=1, bitorder="little"), pack_codes(
+        codes & np.uint8(0x0F), 4, 16
+    )
 
 
 _DEQUANTIZE = {
@@ -274,12 +254,14 @@ _DEQUANTIZE = {
 }
 _QUANTIZE = {
     "F32": _quantize_f32,
-    "F16": _float16_bytes,
+    "F16": float16_bytes,
     "BF16": _quantize_bf16,
     "Q8_0": _quantize_q8_0,
     "Q4_0": _quantize_q4_0,
     "Q4_1": _quantize_q4_1,
     "Q5_0": _quantize_q5_0,
     "Q5_1": _quantize_q5_1,
+    "Q4_K": quantize_q4_k,
+    "Q6_K": quantize_q6_k,
 }
 QUANTIZABLE = tuple(_QUANTIZE)
