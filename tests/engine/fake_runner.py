@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 
 from jinn.engine.config import EngineConfig, ModelInfo
+from jinn.engine.drafting import Drafter
 from jinn.engine.engine import Engine
 from jinn.engine.messages import Abort, FinishReason, SamplingParams, StepOutput, Submit, TokenOutput
 from jinn.engine.sampler import SampledToken, SampleRow, sample
@@ -23,7 +25,10 @@ MASK = 2**64 - 1
 
 
 class FakeRunner:
-    """`nan_id`: reading this token makes the sequence's logits NaN. `broken_id`: it makes the step raise."""
+    """`nan_id`: reading this token makes the sequence's logits NaN. `broken_id`: it makes the step raise.
+
+    With `num_state_slots` the logits also depend on a recurrent state, which is wrong after a token too many.
+    """
 
     def __init__(
         self,
@@ -32,6 +37,7 @@ class FakeRunner:
         vocab_size: int = 23,
         nan_id: int | None = None,
         broken_id: int | None = None,
+        num_state_slots: int = 0,
     ) -> None:
         self.vocab_size = vocab_size
         self.num_blocks = num_blocks
@@ -40,6 +46,8 @@ class FakeRunner:
         self.broken_id = broken_id
         self.slots = np.zeros((num_blocks, block_size), np.uint64)
         self.batch_sizes: list[int] = []
+        self.num_state_slots = num_state_slots
+        self.states = [FakeState() for _ in range(num_state_slots)]
 
     def step(self, batch: Batch, rows: Sequence[SampleRow]) -> Sequence[SampledToken]:
         logits = self.logits(batch)
@@ -58,10 +66,11 @@ class FakeRunner:
             positions = batch.positions[start:stop].tolist()
             if positions[-1] + 1 != batch.context_lens[index]:
                 raise ValueError("positions must end at the context's length")
-            for token, position in zip(range(start, stop), positions, strict=True):
+            states = self._read_states(batch, index)
+            for token, position, state in zip(range(start, stop), positions, states, strict=True):
                 self._store(blocks, position, int(batch.token_ids[token]))
                 if token in wanted:
-                    lines.append(self._line(blocks, position))
+                    lines.append(self._line(blocks, position, state))
         return np.stack(lines) if lines else np.empty((0, self.vocab_size), np.float32)
 
     def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
@@ -69,6 +78,23 @@ class FakeRunner:
 
     def copy_block(self, source: int, target: int) -> None:
         self.slots[target] = self.slots[source]
+
+    def copy_state(self, source: int, target: int) -> None:
+        self.states[target].value = self.states[source].value
+        self.states[target].drafts = None
+
+    def _read_states(self, batch: Batch, index: int) -> list[int]:
+        """The state after each of the sequence's tokens; its slot takes in all but the drafts."""
+        start, stop = batch.query_start[index : index + 2].tolist()
+        if not self.num_state_slots:
+            return [0] * (stop - start)
+        slot = self.states[batch.state_slots[index]]
+        tokens, num_drafts = batch.token_ids[start:stop].tolist(), int(batch.num_drafts[index])
+        slot.take_in(int(batch.num_accepted[index]), is_first=batch.positions[start] == 0)
+        values = list(accumulate(tokens, next_state, initial=slot.value))[1:]
+        slot.value = [slot.value, *values][len(tokens) - num_drafts]
+        slot.drafts = tokens[len(tokens) - num_drafts :]
+        return values
 
     def _store(self, blocks: list[int], position: int, token_id: int) -> None:
         before = int(self._slot(blocks, position - 1)) if position else 1
@@ -80,17 +106,37 @@ class FakeRunner:
     def _slot(self, blocks: list[int], position: int) -> np.uint64:
         return self.slots[blocks[position // self.block_size], position % self.block_size]
 
-    def _line(self, blocks: list[int], position: int) -> npt.NDArray[np.float32]:
-        """Logits that depend on every slot up to `position`."""
+    def _line(self, blocks: list[int], position: int, recurrent: int) -> npt.NDArray[np.float32]:
+        """Logits that depend on every slot up to `position`, and on the recurrent state."""
         context = self.slots[blocks].reshape(-1)[: position + 1]
         if context[-1] == MASK:
             return np.full(self.vocab_size, np.nan, np.float32)
         odd = np.arange(1, 2 * len(context), 2, dtype=np.uint64)
         digest = (context ^ (context >> np.uint64(29))) * odd
-        state = np.bitwise_xor.reduce(digest * np.uint64(0x9E3779B97F4A7C15))
+        state = np.bitwise_xor.reduce(digest * np.uint64(0x9E3779B97F4A7C15)) ^ np.uint64(recurrent)
         line = (state + np.arange(self.vocab_size, dtype=np.uint64)) * np.uint64(0xBF58476D1CE4E5B9)
         line = (line ^ (line >> np.uint64(31))) * np.uint64(0x94D049BB133111EB)
         return ((line >> np.uint64(40)).astype(np.float32) / np.float32(2**21)) - np.float32(4)
+
+
+@dataclass
+class FakeState:
+    """What a slot has taken in, and the drafts that it keeps aside; None where another's would be."""
+
+    value: int = 0xDEAD
+    drafts: list[int] | None = None
+
+    def take_in(self, num_accepted: int, *, is_first: bool) -> None:
+        if is_first:
+            self.value = 1
+        elif num_accepted:
+            self.value = list(accumulate(self.drafts[:num_accepted], next_state, initial=self.value))[-1]
+            if num_accepted > len(self.drafts):
+                raise ValueError("more drafts were accepted than were kept aside")
+
+
+def next_state(state: int, token_id: int) -> int:
+    return (state * 0xD1342543DE82EF95 + token_id + 1) & MASK
 
 
 class PoisonedBlocks(list[int]):
@@ -109,10 +155,10 @@ class PoisonedBlocks(list[int]):
             self.append(block)
 
 
-def make_engine(runner: FakeRunner, **settings: object) -> Engine:
+def make_engine(runner: FakeRunner, drafter: Drafter | None = None, **settings: object) -> Engine:
     settings = {"max_model_len": min(64, runner.num_blocks * runner.block_size), **settings}
     info = ModelInfo(max_model_len=1 << 20, eos_token_ids=(EOS,), system_fingerprint="fake")
-    engine = Engine(runner, info, EngineConfig(model="fake", **settings))
+    engine = Engine(runner, info, EngineConfig(model="fake", **settings), drafter)
     engine._cache._free = PoisonedBlocks(engine._cache._free, runner.slots)
     return engine
 
@@ -151,6 +197,8 @@ def solo(request: Submit, index: int = 0, **runner_settings: object) -> tuple[ob
     """The answer of one choice, run alone by an engine of its own: the oracle."""
     seed = (request.sampling.seed or 0) + index
     sampling = replace(request.sampling, n=1, seed=seed)
+    if runner_settings.get("num_state_slots"):
+        runner_settings["num_state_slots"] = 64
     engine = make_engine(FakeRunner(64, 16, **runner_settings))
     engine.submit(Submit("solo", "solo", request.prompt_ids, sampling))
     return answer(collect(run(engine))["solo", 0])
@@ -196,12 +244,14 @@ def run_schedule(engine: Engine, requests: list[Submit], rng: random.Random) -> 
     return {key: answer(outputs) for key, outputs in collect(steps).items()}
 
 
-def check_against_solo(requests: list[Submit], answers: dict[tuple[str, int], object]) -> None:
+def check_against_solo(
+    requests: list[Submit], answers: dict[tuple[str, int], object], **runner_settings: object
+) -> None:
     """Every choice has ended, and says what it says alone; one that was aborted, the beginning of it."""
     for request in requests:
         for index in range(request.sampling.n):
             ids, logprobs, reason, error = answers[request.request_id, index]
-            solo_ids, solo_logprobs, solo_reason, solo_error = solo(request, index)
+            solo_ids, solo_logprobs, solo_reason, solo_error = solo(request, index, **runner_settings)
             if reason is FinishReason.ABORT:
                 solo_ids, solo_logprobs = solo_ids[: len(ids)], solo_logprobs[: len(logprobs)]
                 solo_reason, solo_error = FinishReason.ABORT, None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from fake_runner import FakeRunner, answer, check_against_solo, collect, make_engine
 from hypothesis import settings
@@ -24,18 +26,40 @@ sampling = st.builds(
 )
 
 
+class RandomDrafter:
+    """Guesses that are right now and then, since the ids are few."""
+
+    def __init__(self, num_tokens):
+        self.num_tokens = num_tokens
+        self.rng = Random(0)
+
+    def draft(self, chunks):
+        for chunk in chunks:
+            count = self.rng.randrange(self.num_tokens + 1)
+            chunk.sequence.drafts = tuple(self.rng.randrange(23) for _ in range(count))
+
+    def forget(self, sequence):
+        sequence.drafts = ()
+
+
 class EngineMachine(RuleBasedStateMachine):
     @initialize(
         block_size=st.sampled_from([1, 3, 4, 16]),
         spare_blocks=st.integers(0, 20),
         chunk=st.sampled_from([1, 7, 64, 512]),
         max_num_seqs=st.integers(1, 6),
-        tenant_cache_memory=st.sampled_from([None, 0, 1000]),
+        tenant_cache_memory=st.sampled_from([None, 0, 1000, 5000]),
+        num_state_slots=st.sampled_from([0, 0, 1, 2, 5, 40]),
+        num_drafts=st.sampled_from([0, 0, 1, 4]),
     )
-    def start(self, block_size, spare_blocks, chunk, max_num_seqs, tenant_cache_memory):
+    def start(
+        self, block_size, spare_blocks, chunk, max_num_seqs, tenant_cache_memory, num_state_slots, num_drafts
+    ):
         num_blocks = -(-64 // block_size) + spare_blocks
+        self.num_state_slots = num_state_slots
         self.engine = make_engine(
-            FakeRunner(num_blocks, block_size),
+            FakeRunner(num_blocks, block_size, num_state_slots=num_state_slots),
+            RandomDrafter(num_drafts) if num_drafts else None,
             max_num_batched_tokens=chunk,
             max_num_seqs=max_num_seqs,
             tenant_cache_memory=tenant_cache_memory,
@@ -44,9 +68,14 @@ class EngineMachine(RuleBasedStateMachine):
         self.requests = []
         self.steps = []
 
-    @rule(tenant=st.sampled_from("ab"), prompt=prompts, sampling=sampling)
-    def submit(self, tenant, prompt, sampling):
-        request = Submit(f"r{len(self.requests)}", tenant, tuple(prompt), sampling)
+    @rule(
+        tenant=st.sampled_from("ab"),
+        prompt=prompts,
+        sampling=sampling,
+        turn_starts=st.lists(st.integers(0, 25), max_size=6).map(sorted),
+    )
+    def submit(self, tenant, prompt, sampling, turn_starts=()):
+        request = Submit(f"r{len(self.requests)}", tenant, tuple(prompt), sampling, tuple(turn_starts))
         self.requests.append(request)
         self.engine.submit(request)
 
@@ -74,6 +103,11 @@ class EngineMachine(RuleBasedStateMachine):
     def evict(self, count):
         self.engine._cache.evict(count)
 
+    @rule(count=st.integers(1, 3))
+    def evict_snapshots(self, count):
+        if self.num_state_slots:
+            self.engine._states.evict(count)
+
     @precondition(lambda self: self.engine._scheduler.running)
     @rule()
     def preempt(self):
@@ -95,7 +129,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine.check_integrity()
         assert self.engine.stats.num_used_blocks == 0
         answers = {key: answer(outputs) for key, outputs in collect(self.steps).items()}
-        check_against_solo(self.requests, answers)
+        check_against_solo(self.requests, answers, num_state_slots=self.num_state_slots)
 
 
 TestEngineMachine = EngineMachine.TestCase

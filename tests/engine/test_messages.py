@@ -55,13 +55,13 @@ outputs = st.builds(
     st.integers(0, 127),
     token_ids,
     st.lists(logprobs, max_size=2).map(tuple),
-    st.integers(0, 2**31),
+    *[st.integers(0, 2**31)] * 3,
     st.none() | st.sampled_from(FinishReason),
     st.none() | text,
 )
 stats = st.builds(EngineStats, *[st.integers(0, 2**53)] * len(fields(EngineStats)))
 messages = st.one_of(
-    st.builds(Submit, text, text, token_ids, sampling),
+    st.builds(Submit, text, text, token_ids, sampling, token_ids),
     st.builds(Abort, text, st.none() | st.integers(0, 127)),
     st.just(Shutdown()),
     st.builds(Loading, st.integers(0, 2**50), st.integers(0, 2**50)),

@@ -149,8 +149,8 @@ def give_all_choices_one_seed(patch):
 
 
 def mix_up_two_rows(patch):
-    build_batch = engine.build_batch
-    patch.setattr(engine, "build_batch", lambda chunks: build_batch(chunks[::-1]))
+    batch_of = engine.batch_of
+    patch.setattr(engine, "batch_of", lambda chunks: batch_of(chunks[::-1]))
 
 
 def never_ban_the_end(patch):
