@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinn.engine.messages import SamplingParams
+from jinn.engine.messages import Pooling, SamplingParams
 from jinn.models.fields import ConfigError
 from jinn.models.generation import generation_defaults
 from jinn.models.registry import model_of
@@ -16,6 +17,7 @@ from jinn.text.tokenizer import Tokenizer
 from jinn.weights.checkpoint import Checkpoint, open_checkpoint
 from jinn.weights.errors import WeightsError
 
+_GGUF_POOLING_LAST = 3  # llama.cpp's LLAMA_POOLING_TYPE_LAST
 _SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -26,6 +28,7 @@ class Frontend:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     sampling_defaults: SamplingParams
+    pooling: Pooling  # of hidden states, for embeddings
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> list[int]:
         """The ids of a conversation; see `jinn.text.template.encode_chat`."""
@@ -41,9 +44,10 @@ def load_frontend(path: str | Path, chat_template: str | Path | None = None) -> 
         model_of(checkpoint)  # what a model is counts more than what its tokenizer lacks
         tokenizer, template = _text(checkpoint, has_own_template=chat_template is None)
         defaults = _sampling_defaults(checkpoint)
+        pooling = _pooling(checkpoint)
     if chat_template is not None:
         template = ChatTemplate(Path(chat_template).read_text(encoding="utf-8"))
-    return Frontend(tokenizer, template, defaults)
+    return Frontend(tokenizer, template, defaults, pooling)
 
 
 def _text(checkpoint: Checkpoint, *, has_own_template: bool) -> tuple[Tokenizer, ChatTemplate | None]:
@@ -65,3 +69,17 @@ def _sampling_defaults(checkpoint: Checkpoint) -> SamplingParams:
         return SamplingParams(**given)
     except ValueError as error:
         raise ConfigError(f"{checkpoint.path}: generation default {error}") from None
+
+
+def _pooling(checkpoint: Checkpoint) -> Pooling:
+    """The last token where an embedding model says so, in either format; the mean otherwise."""
+    if checkpoint.kind == "gguf":
+        metadata = checkpoint.config_source
+        kind = metadata.get(f"{metadata.get('general.architecture')}.pooling_type")
+        return Pooling.LAST if kind == _GGUF_POOLING_LAST else Pooling.MEAN
+    file = Path(checkpoint.path) / "1_Pooling" / "config.json"  # of sentence-transformers
+    if not file.is_file():
+        return Pooling.MEAN
+    config = json.loads(file.read_text(encoding="utf-8"))
+    is_last = isinstance(config, dict) and config.get("pooling_mode_lasttoken")
+    return Pooling.LAST if is_last else Pooling.MEAN

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from jinn.engine.client import Sink
 from jinn.engine.messages import (
@@ -13,10 +14,13 @@ from jinn.engine.messages import (
     FinishReason,
     Prefilling,
     Ready,
+    Score,
+    ScoreOutput,
     Submit,
     TokenLogprobs,
     TokenOutput,
 )
+from jinn.text.tokenizer import AddedToken
 
 EOS = 256
 VOCAB_SIZE = 300
@@ -28,12 +32,14 @@ class ByteTokenizer:
     """One token per byte of UTF-8."""
 
     special_ids = frozenset({EOS})
+    added_tokens: ClassVar[dict[str, AddedToken]] = {}
+    suffix_ids: tuple[int, ...] = ()
 
     def encode(self, text: str, *, parse_special: bool = True, add_bos: bool | None = None) -> list[int]:
         bos = [EOS] if add_bos is not False and text.startswith("<bos>") else []
         return bos + list(text.encode())
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -57,6 +63,7 @@ class FakeEngine:
         self.prefill_seconds = prefill_seconds
         self.is_alive = True
         self.submitted: list[Submit] = []
+        self.scored: list[Score] = []
         self.aborted: list[Abort] = []
         self.running: dict[tuple[str, int], _Running] = {}
         self.fail_at: int | None = None  # the position whose token is an error
@@ -76,7 +83,11 @@ class FakeEngine:
             num_generation_tokens=self.num_generation_tokens,
         )
 
-    def submit(self, request: Submit, sink: Sink) -> None:
+    def submit(self, request: Submit | Score, sink: Sink) -> None:
+        if isinstance(request, Score):
+            self.scored.append(request)
+            asyncio.get_running_loop().call_later(self.prefill_seconds, sink, score_output(request))
+            return
         self.submitted.append(request)
         sink(Prefilling(request.request_id, 0, len(request.prompt_ids)))
         for index in range(request.sampling.n):
@@ -122,6 +133,16 @@ class FakeEngine:
             top = tuple((token_id + i, -0.5 - i) for i in range(sampling.logprobs))
             logprobs = (TokenLogprobs(-0.5, top),)
         return replace(output, token_ids=(token_id,), logprobs=logprobs, finish_reason=reason)
+
+
+def score_output(request: Score) -> ScoreOutput:
+    """-1 for every token, then -2, -3, ...; as an embedding, how often each of 8 remainders occurs."""
+    if request.pooling is not None:
+        counts = [sum(token_id % 8 == i for token_id in request.token_ids) for i in range(8)]
+        return ScoreOutput(request.request_id, embedding=tuple(map(float, counts)))
+    targets = request.token_ids[1:]
+    top = [tuple((i + k, -1.0 - k) for k in range(request.num_logprobs or 0)) for i in targets]
+    return ScoreOutput(request.request_id, tuple(TokenLogprobs(-1.0, entries) for entries in top))
 
 
 class _Running:

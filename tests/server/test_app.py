@@ -34,8 +34,21 @@ ROUTES = {
     "/v1/models/{model:path}": ("GET", "/v1/models/tiny", "key"),
     "/v1/chat/completions": ("POST", CHAT, "key"),
     "/v1/completions": ("POST", "/v1/completions", "key"),
+    "/v1/embeddings": ("POST", "/v1/embeddings", "key"),
+    "/v1/rerank": ("POST", "/v1/rerank", "key"),
+    "/v1/score": ("POST", "/v1/score", "key"),
+    "/tokenize": ("POST", "/tokenize", "key"),
+    "/detokenize": ("POST", "/detokenize", "key"),
 }
-BODIES = {CHAT: chat_body(max_tokens=1), "/v1/completions": {"prompt": "x", "max_tokens": 1}}
+BODIES = {
+    CHAT: chat_body(max_tokens=1),
+    "/v1/completions": {"prompt": "x", "max_tokens": 1},
+    "/v1/embeddings": {"input": "x"},
+    "/v1/rerank": {"query": "x", "documents": ["y"]},
+    "/v1/score": {"text_1": "x", "text_2": "y"},
+    "/tokenize": {"prompt": "x"},
+    "/detokenize": {"tokens": [65]},
+}
 
 
 def check_error(response: httpx.Response, status: int, code: str | None = None) -> dict[str, Any]:

@@ -151,6 +151,50 @@ async def test_echo(client: httpx.AsyncClient, prompt: Any) -> None:
     assert "".join(c["choices"][0]["text"] for c in chunks if c["choices"][0]["index"] == 1) == "HiPa"
 
 
+@pytest.mark.parametrize("prompt", ["Hé", [72, 0xC3, 0xA9]])
+async def test_echo_with_logprobs(client: httpx.AsyncClient, engine: FakeEngine, prompt: Any) -> None:
+    body = {"prompt": prompt, "echo": True, "max_tokens": 2, "logprobs": 1, "n": 2}
+    answer = (await client.post(COMPLETIONS, json=body)).json()
+    responses.Completion.model_validate(answer)
+    for choice in answer["choices"]:
+        assert choice["text"] == "HéPa"
+        assert choice["logprobs"] == {
+            "tokens": ["H", "bytes:\\xc3", "bytes:\\xa9", "P", "a"],
+            "token_logprobs": [None, -1.0, -1.0, -0.5, -0.5],
+            "top_logprobs": [
+                None,
+                {"bytes:\\xc3": -1.0},
+                {"bytes:\\xa9": -1.0},
+                {"P": -0.5},
+                {"a": -0.5},
+            ],
+            "text_offset": [0, 1, 1, 2, 3],
+        }
+    assert [score.num_logprobs for score in engine.scored] == [1]
+    chunks = await events(client, COMPLETIONS, body, responses.CompletionChunk)
+    parts = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == 1]
+    assert "".join(part["text"] for part in parts) == "HéPa"
+    assert [t for part in parts for t in part["logprobs"]["tokens"]] == choice["logprobs"]["tokens"]
+
+
+async def test_echo_that_fails_has_a_true_status(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine.fail_at = 0
+    for logprobs in (None, 1):
+        body = {"prompt": "x", "echo": True, "logprobs": logprobs, "stream": True}
+        assert (await client.post(COMPLETIONS, json=body)).status_code == 500
+
+
+async def test_suffix_without_tokens_for_it(client: httpx.AsyncClient) -> None:
+    for body, param in (
+        ({"prompt": "x", "suffix": "y"}, "suffix"),
+        ({"prompt": [65], "suffix": "y"}, "suffix"),
+        ({"prompt": "x", "suffix": "y", "echo": True}, "suffix"),
+    ):
+        response = await client.post(COMPLETIONS, json=body)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    assert (await client.post(COMPLETIONS, json={"prompt": "x", "suffix": ""})).status_code == 200
+
+
 async def test_stop_string_aborts_the_choice(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     body = chat_body(stop=["and"], ignore_eos=True, n=2)
     answer = (await client.post(CHAT, json=body)).json()

@@ -13,10 +13,11 @@ from starlette.responses import Response
 from jinn.server import errors
 from jinn.server.auth import GuardedRoute, Keyring
 from jinn.server.middleware import RequestMiddleware
-from jinn.server.routes import chat, completions, health, models
+from jinn.server.routes import chat, completions, embeddings, health, models, rerank, tokenize
 from jinn.server.service import Service
 
-ROUTES: list[GuardedRoute] = [*health.ROUTES, *models.ROUTES, *chat.ROUTES, *completions.ROUTES]
+_APIS = (health, models, chat, completions, embeddings, rerank, tokenize)
+ROUTES: list[GuardedRoute] = [route for api in _APIS for route in api.ROUTES]
 
 
 class App(Starlette):

@@ -12,12 +12,21 @@ from typing import NoReturn
 from starlette.requests import Request
 
 from jinn.engine.client import EngineOutput
-from jinn.engine.messages import Abort, FinishReason, SamplingParams, Submit, TokenOutput
+from jinn.engine.messages import (
+    Abort,
+    FinishReason,
+    SamplingParams,
+    Score,
+    ScoreOutput,
+    Submit,
+    TokenLogprobs,
+    TokenOutput,
+)
 from jinn.engine.messages import Failed as EngineFailed
 from jinn.server import errors
 from jinn.server.interfaces import Engine
 from jinn.server.metrics import Metrics
-from jinn.text.choice import Choice, Delta
+from jinn.text.choice import Choice, Delta, TokenEntry, echoed_entries
 from jinn.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("jinn.server")
@@ -29,7 +38,8 @@ PING_SECONDS = 10.0  # proxies cut a connection that is silent for a minute
 class GenerationRequest:
     """What every API's body becomes. Choice `i` of prompt `p` is choice `p * sampling.n + i` of the answer.
 
-    `sampling` has its seed set, and may hold stop strings.
+    `sampling` has its seed set, and may hold stop strings. `echoes` has the text of each prompt where the
+    choices are to begin with it; with log-probabilities, then, if the sampling asks for any.
     """
 
     request_id: str
@@ -37,13 +47,18 @@ class GenerationRequest:
     arrived_at: float  # time.monotonic()
     prompts: tuple[tuple[int, ...], ...]
     sampling: SamplingParams
+    echoes: tuple[str, ...] | None = None
 
     @classmethod
     def create(
-        cls, request: Request, prompts: tuple[tuple[int, ...], ...], sampling: SamplingParams
+        cls,
+        request: Request,
+        prompts: tuple[tuple[int, ...], ...],
+        sampling: SamplingParams,
+        echoes: tuple[str, ...] | None = None,
     ) -> GenerationRequest:
         state = request.state
-        return cls(state.request_id, state.tenant, state.arrived_at, prompts, sampling)
+        return cls(state.request_id, state.tenant, state.arrived_at, prompts, sampling, echoes)
 
 
 @dataclass(slots=True)
@@ -70,9 +85,15 @@ class Generation:
         self._metrics = metrics
         self._timer = metrics.start_request(request.arrived_at)
         num_choices = len(request.prompts) * request.sampling.n
-        self._choices = [Choice(index, request.sampling, tokenizer) for index in range(num_choices)]
+        self._tokenizer = tokenizer
+        self._choices = [
+            Choice(index, request.sampling, tokenizer, len(self._echo(index // request.sampling.n)))
+            for index in range(num_choices)
+        ]
         self._num_unfinished = num_choices
         self._cached_tokens = [0] * len(request.prompts)
+        self._unsent_echoes = set(range(len(request.prompts))) if request.echoes else set()
+        self._echo_logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}  # by prompt
         self._inbox: list[tuple[int, EngineOutput]] = []
         self._waiter: asyncio.Future[None] | None = None
         self._failure: Exception | None = None
@@ -88,10 +109,18 @@ class Generation:
 
     def _start(self) -> None:
         self._schedule_ping()
-        sampling = replace(self.request.sampling, stop=())
+        num_logprobs = self.request.sampling.logprobs if self.request.echoes else None
         for prompt, prompt_ids in enumerate(self.request.prompts):
-            submit = Submit(self._engine_id(prompt), self.request.tenant, prompt_ids, sampling)
-            self._engine.submit(submit, partial(self._receive, prompt))
+            if num_logprobs is None:
+                self._submit(prompt)
+            else:
+                score = Score(self._score_id(prompt), prompt_ids, num_logprobs, None)
+                self._engine.submit(score, partial(self._receive, prompt))
+
+    def _submit(self, prompt: int) -> None:
+        sampling = replace(self.request.sampling, stop=())
+        submit = Submit(self._engine_id(prompt), self.request.tenant, self.request.prompts[prompt], sampling)
+        self._engine.submit(submit, partial(self._receive, prompt))
 
     async def deltas(self) -> AsyncIterator[list[Delta]]:
         """The deltas of each wake-up, until every choice has finished; an empty list every PING_SECONDS.
@@ -131,6 +160,25 @@ class Generation:
     def _engine_id(self, prompt: int) -> str:
         return f"{self.request.request_id}-{prompt}"
 
+    def _score_id(self, prompt: int) -> str:
+        return f"{self._engine_id(prompt)}-echo"
+
+    def _echo(self, prompt: int) -> str:
+        return self.request.echoes[prompt] if self.request.echoes else ""
+
+    def _echoed(self, prompt: int) -> list[Delta]:
+        """What the choices of a prompt begin with, once, and not before it is sure that something follows."""
+        if prompt not in self._unsent_echoes:
+            return []
+        self._unsent_echoes.remove(prompt)
+        text, num_choices = self._echo(prompt), self.request.sampling.n
+        entries: tuple[TokenEntry, ...] = ()
+        if prompt in self._echo_logprobs:
+            prompt_ids, logprobs = self.request.prompts[prompt], self._echo_logprobs.pop(prompt)
+            entries = echoed_entries(text, prompt_ids, logprobs, self._tokenizer)
+        indices = range(prompt * num_choices, (prompt + 1) * num_choices)
+        return [Delta(index, text, entries) for index in indices]
+
     def _receive(self, prompt: int, output: EngineOutput) -> None:
         if not isinstance(output, EngineFailed):
             self._timer.computed(self._engine.stats.step_seconds)
@@ -159,12 +207,18 @@ class Generation:
         return outputs
 
     def _take(self, outputs: list[tuple[int, EngineOutput]]) -> list[Delta]:
-        deltas = []
+        deltas: list[Delta] = []
         for prompt, output in outputs:
             if isinstance(output, TokenOutput):
                 delta = self._take_tokens(prompt, output)
+                deltas += self._echoed(prompt)
                 if delta is not None:
                     deltas.append(delta)
+            elif isinstance(output, ScoreOutput):
+                if output.error is not None:
+                    self._raise_engine_error(output.error)
+                self._echo_logprobs[prompt] = output.logprobs
+                self._submit(prompt)
             elif isinstance(output, EngineFailed):
                 logger.error("the engine failed", extra={"request_id": self.request.request_id})
                 self._raise(errors.engine_down())
@@ -175,7 +229,7 @@ class Generation:
         if choice.is_finished:
             return None
         if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
-            self._raise_output_error(output)
+            self._raise_engine_error(output.error or output.finish_reason)
         self._cached_tokens[prompt] = max(self._cached_tokens[prompt], output.num_cached_tokens)
         self._timer.tokens_arrived(choice.index, len(output.token_ids))
         delta = choice.take(output)
@@ -186,12 +240,8 @@ class Generation:
                 self._engine.abort(Abort(self._engine_id(prompt), output.index))
         return delta
 
-    def _raise_output_error(self, output: TokenOutput) -> NoReturn:
-        logger.error(
-            "generation failed: %s",
-            output.error or output.finish_reason,
-            extra={"request_id": self.request.request_id},
-        )
+    def _raise_engine_error(self, error: str) -> NoReturn:
+        logger.error("generation failed: %s", error, extra={"request_id": self.request.request_id})
         self._raise(errors.internal_error())
 
     def _raise(self, error: Exception) -> NoReturn:
@@ -204,3 +254,5 @@ class Generation:
             choices = self._choices[prompt * num_choices : (prompt + 1) * num_choices]
             if not all(choice.is_finished for choice in choices):
                 self._engine.abort(Abort(self._engine_id(prompt)))
+                if self.request.echoes:
+                    self._engine.abort(Abort(self._score_id(prompt)))

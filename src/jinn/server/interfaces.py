@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from jinn.engine.client import Sink
-from jinn.engine.messages import Abort, EngineStats, Ready, Submit
+from jinn.engine.messages import Abort, EngineStats, Ready, Score, Submit
 
 
 class Engine(Protocol):
@@ -21,7 +21,7 @@ class Engine(Protocol):
         """Wait until requests can be taken. Raises RuntimeError if the engine could not start."""
         ...
 
-    def submit(self, request: Submit, sink: Sink) -> None:
+    def submit(self, request: Submit | Score, sink: Sink) -> None:
         """Start a request. `sink` is called in the event loop, in order, until every choice has finished."""
         ...
 

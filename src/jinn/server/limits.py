@@ -34,6 +34,7 @@ LIMITS: dict[str, Limit] = {
         Limit("name", "string", 1, 256),
         Limit("content", "list", 1, 1_000),
         Limit("prompt", "list", 1, 128),
+        Limit("suffix", "string", 0, 1_000_000, ""),
         Limit("n", "integer", 1, 128, 1),
         Limit("max_tokens", "integer", 1, MAX_COUNT),
         Limit("max_completion_tokens", "integer", 1, MAX_COUNT),
@@ -54,6 +55,11 @@ LIMITS: dict[str, Limit] = {
         Limit("stop.string", "string", 1, 256),
         Limit("stop_token_ids", "list", 0, 64),
         Limit("token_id", "integer", 0, MAX_COUNT),
+        Limit("tokens", "list", 0, 1_000_000),
+        Limit("input", "list", 1, 2_048),
+        Limit("dimensions", "integer", 1, MAX_COUNT),
+        Limit("documents", "list", 1, 2_048),
+        Limit("top_n", "integer", 1, MAX_COUNT),
     )
 }
 

@@ -18,10 +18,14 @@ from jinn.server.auth import PUBLIC_ROUTES, GuardedRoute
 from jinn.server.parameters import (
     ACCEPTED,
     ACCEPTED_MESSAGE,
+    ACCEPTED_READING,
     REFUSED_CHAT,
     REFUSED_COMPLETION,
     REFUSED_MESSAGE,
 )
+from jinn.server.routes.embeddings import EmbeddingRequest
+from jinn.server.routes.rerank import RerankRequest, ScoreRequest
+from jinn.server.routes.tokenize import DetokenizeRequest, TokenizeRequest
 from jinn.server.schemas import ChatRequest, CompletionRequest, Message
 
 JSON = "application/json"
@@ -32,7 +36,14 @@ _COLUMNS: dict[type[BaseModel], tuple[dict[str, str], dict[str, tuple[Any, ...]]
     ChatRequest: (ACCEPTED, REFUSED_CHAT),
     CompletionRequest: (ACCEPTED, REFUSED_COMPLETION),
     Message: (ACCEPTED_MESSAGE, REFUSED_MESSAGE),
+    EmbeddingRequest: (ACCEPTED_READING, {}),
+    RerankRequest: (ACCEPTED_READING, {}),
+    ScoreRequest: (ACCEPTED_READING, {}),
+    TokenizeRequest: (ACCEPTED_READING, {}),
+    DetokenizeRequest: (ACCEPTED_READING, {}),
 }
+
+_WITH_BODY = (400, 401, 404, 408, 413, 415, 500, 503)
 
 # Route to request body, answer by media type, and the statuses of its errors.
 _OPERATIONS: dict[str, tuple[type[BaseModel] | None, dict[str, type[BaseModel] | None], tuple[int, ...]]] = {
@@ -45,13 +56,14 @@ _OPERATIONS: dict[str, tuple[type[BaseModel] | None, dict[str, type[BaseModel] |
     "/v1/chat/completions": (
         ChatRequest,
         {JSON: r.ChatCompletion, EVENTS: r.ChatCompletionChunk},
-        (400, 401, 404, 408, 413, 415, 500, 503),
+        _WITH_BODY,
     ),
-    "/v1/completions": (
-        CompletionRequest,
-        {JSON: r.Completion, EVENTS: r.CompletionChunk},
-        (400, 401, 404, 408, 413, 415, 500, 503),
-    ),
+    "/v1/completions": (CompletionRequest, {JSON: r.Completion, EVENTS: r.CompletionChunk}, _WITH_BODY),
+    "/v1/embeddings": (EmbeddingRequest, {JSON: r.EmbeddingList}, _WITH_BODY),
+    "/v1/rerank": (RerankRequest, {JSON: r.Reranking}, _WITH_BODY),
+    "/v1/score": (ScoreRequest, {JSON: r.ScoreList}, _WITH_BODY),
+    "/tokenize": (TokenizeRequest, {JSON: r.Tokens}, _WITH_BODY),
+    "/detokenize": (DetokenizeRequest, {JSON: r.Text}, _WITH_BODY),
 }
 
 

@@ -34,6 +34,8 @@ ACCEPTED: dict[str, str] = {
     "parallel_tool_calls": "says nothing without tools",
 }
 
+ACCEPTED_READING = {"user": ACCEPTED["user"]}  # by APIs that generate nothing
+
 _REFUSED_EVERYWHERE: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "guided_json": (),
@@ -82,7 +84,7 @@ REFUSED_CHAT: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
 }
 
-REFUSED_COMPLETION: dict[str, tuple[Any, ...]] = {**_REFUSED_EVERYWHERE, "suffix": ("",)}
+REFUSED_COMPLETION: dict[str, tuple[Any, ...]] = {**_REFUSED_EVERYWHERE}
 
 REFUSED_MESSAGE: dict[str, tuple[Any, ...]] = {
     "tool_calls": ([],),

@@ -121,8 +121,8 @@ class ChatCompletionChunk(_Answer):
 
 class CompletionLogprobs(_Closed):
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]  # None for the first token of an echoed prompt
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -152,3 +152,64 @@ class CompletionChunk(_Answer):
     choices: list[CompletionChunkChoice]
     usage: Usage | None = None
     seed: int | None = None
+
+
+class ReadUsage(_Closed):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(_Closed):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingList(_Closed):
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: ReadUsage
+
+
+class RerankedDocument(_Closed):
+    text: str
+
+
+class RerankResult(_Closed):
+    index: int
+    relevance_score: float
+    document: RerankedDocument | None = None
+
+
+class Reranking(_Closed):
+    id: str
+    model: str
+    results: list[RerankResult]
+    usage: ReadUsage
+
+
+class ScoredPair(_Closed):
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class ScoreList(_Closed):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[ScoredPair]
+    usage: ReadUsage
+
+
+class Tokens(_Closed):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Text(_Closed):
+    prompt: str

@@ -49,7 +49,7 @@ TokenId = Annotated[int, Field(**field_arguments("token_id"))]
 TokenIdList = Annotated[list[TokenId], Field(fail_fast=True)]
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
@@ -92,7 +92,7 @@ LogitBias = Annotated[
 StopString = Annotated[str, Field(**field_arguments("stop.string"))]
 StopStringList = Annotated[
     list[StopString],
-    BeforeValidator(_listed, json_schema_input_type=StopString | list[StopString]),
+    BeforeValidator(listed, json_schema_input_type=StopString | list[StopString]),
 ]
 
 
@@ -265,7 +265,8 @@ class CompletionRequest(SamplingFields):
     prompt: PromptList = limited("prompt", "Text or token ids, one or several.", ...)
     max_tokens: int | None = limited("max_tokens", "Most tokens per choice.", 16)
     echo: bool = Field(False, description="Begin each choice with its prompt.")
-    logprobs: int | None = limited("logprobs", "Alternatives per token.")
+    suffix: str = limited("suffix", "Text to follow the answer, for models that fill in the middle.", "")
+    logprobs: int | None = limited("logprobs", "Alternatives per token; with echo for the prompt's too.")
     best_of: int | None = limited("n", "Only n itself.")
     parse_special: bool = Field(True, description="Text of control tokens in a prompt becomes those tokens.")
     add_special_tokens: bool = Field(True, description="Begin a text prompt as the model expects.")
@@ -274,8 +275,10 @@ class CompletionRequest(SamplingFields):
         super().check()
         if self.best_of is not None and self.best_of != self.n:
             raise errors.unsupported_parameter("best_of", "'best_of' is not supported, unless it equals 'n'.")
-        if self.echo and self.logprobs is not None:
-            raise errors.unsupported_parameter("echo", "'echo' is not supported together with 'logprobs'.")
+        if self.suffix and not all(isinstance(prompt, str) for prompt in self.prompt):
+            raise errors.invalid_value("suffix", "'suffix' is only allowed with prompts of text.")
+        if self.suffix and self.echo:
+            raise errors.invalid_value("suffix", "'suffix' is not allowed together with 'echo'.")
         if len(self.prompt) * self.n > MAX_CHOICES:
             raise errors.invalid_value("prompt", f"'prompt' times 'n' must not exceed {MAX_CHOICES} choices.")
 

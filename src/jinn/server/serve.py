@@ -47,6 +47,7 @@ async def _serve(config: ServerConfig, engine_config: EngineConfig) -> None:
             frontend.encode_chat,
             file_name=Path(engine_config.model).resolve().name,
             sampling_defaults=frontend.sampling_defaults,
+            pooling=frontend.pooling,
         )
         logger.info("listening on http://%s:%d", *listener.getsockname()[:2])
         await listen(App(service), service, listener)

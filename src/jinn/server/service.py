@@ -9,12 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from jinn.engine.messages import Ready, SamplingParams
+from starlette.requests import ClientDisconnect, Request
+
+from jinn.engine.messages import Pooling, Ready, SamplingParams
 from jinn.server import errors
 from jinn.server.config import ServerConfig
-from jinn.server.generation import Generation, GenerationRequest
+from jinn.server.generation import ClientGoneError, Generation, GenerationRequest, Usage
 from jinn.server.interfaces import Engine
 from jinn.server.metrics import Metrics
+from jinn.server.reading import Reading, Vectors, cancel_when_gone
 from jinn.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -52,19 +55,21 @@ class Service:
         *,
         file_name: str,
         sampling_defaults: SamplingParams | None = None,
+        pooling: Pooling = Pooling.MEAN,
     ) -> None:
         self.config = config
         self.engine = engine
         self.tokenizer = tokenizer
         self.encode_chat = encode_chat
         self.sampling_defaults = sampling_defaults or SamplingParams()
+        self.pooling = pooling
         name = config.served_model_name or file_name
         stem = file_name.removesuffix(".gguf")
         self.card = ModelCard(name, frozenset({file_name, stem, "default"}), int(time.time()))
         self.metrics = Metrics(name, lambda: engine.stats)
         self.is_draining = False
         self.ready: Ready | None = None  # what the engine said
-        self._running: set[Generation] = set()
+        self._running: set[Generation | Reading] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -117,7 +122,37 @@ class Service:
         self._idle.clear()
         return generation
 
-    def release(self, generation: Generation) -> None:
+    async def embed(self, request: Request, texts: Sequence[tuple[str, str]]) -> tuple[Vectors, Usage]:
+        """The pooled hidden states of texts, float64 [texts, hidden_size], and what they count.
+
+        Each text comes behind its path in the body. Raises APIError: 400 with the path of a text that is
+        empty or too long, 500, 503.
+        """
+        ready = self.admit()
+        token_ids = []
+        for param, text in texts:
+            token_ids.append(await self._encode_whole(text))
+            _check_text(token_ids[-1], ready.max_model_len, param)
+        reading = Reading(request.state.request_id, token_ids, self.pooling, self.engine)
+        watcher = asyncio.create_task(cancel_when_gone(reading, request))
+        self._running.add(reading)
+        self._idle.clear()
+        try:
+            vectors = await reading.vectors()
+        except ClientGoneError:
+            raise ClientDisconnect from None
+        finally:
+            watcher.cancel()
+            self.release(reading)
+        request.state.usage = reading.usage
+        return vectors, reading.usage
+
+    async def _encode_whole(self, text: str) -> tuple[int, ...]:
+        """The ids of a text with all that the tokenizer puts around it; none becomes a control token."""
+        ids = await self.run_text(len(text), self.tokenizer.encode, text, parse_special=False)
+        return (*ids, *self.tokenizer.suffix_ids) if text else ()
+
+    def release(self, generation: Generation | Reading) -> None:
         generation.close()
         self._running.discard(generation)
         if not self._running:
@@ -138,3 +173,15 @@ class Service:
         """End every running request with an error."""
         for generation in list(self._running):
             generation.fail(errors.unavailable("The server is shutting down.", RETRY_SECONDS))
+
+
+def _check_text(token_ids: Sequence[int], max_tokens: int, param: str) -> None:
+    if not token_ids:
+        raise errors.invalid_value(param, f"'{param}' has no tokens.")
+    if len(token_ids) > max_tokens:
+        raise errors.APIError(
+            400,
+            f"'{param}' has {len(token_ids)} tokens, but this model reads at most {max_tokens}.",
+            param=param,
+            code="context_length_exceeded",
+        )

@@ -62,21 +62,28 @@ def chat_logprobs(entries: Sequence[TokenEntry], token_bytes: TokenBytes) -> dic
 
     content = []
     for entry in entries:
-        top = [fields(token_id, logprob) for token_id, logprob in entry.logprobs.top]
-        content.append({**fields(entry.token_id, entry.logprobs.logprob), "top_logprobs": top})
+        if entry.logprobs is not None:
+            top = [fields(token_id, logprob) for token_id, logprob in entry.logprobs.top]
+            content.append({**fields(entry.token_id, entry.logprobs.logprob), "top_logprobs": top})
     return {"content": content, "refusal": None}
 
 
 def completion_logprobs(entries: Sequence[TokenEntry], token_bytes: TokenBytes) -> dict[str, Any]:
     """The `logprobs` of a completion choice; `top_logprobs` always holds the chosen token too."""
-    tops = []
-    for entry in entries:
+
+    def top(entry: TokenEntry) -> dict[str, float] | None:
+        if entry.logprobs is None:
+            return None
         pairs = (*entry.logprobs.top, (entry.token_id, entry.logprobs.logprob))
-        tops.append({token_text(token_bytes(i)): max(logprob, _LOWEST_LOGPROB) for i, logprob in pairs})
+        return {token_text(token_bytes(i)): max(logprob, _LOWEST_LOGPROB) for i, logprob in pairs}
+
     return {
         "tokens": [token_text(token_bytes(entry.token_id)) for entry in entries],
-        "token_logprobs": [max(entry.logprobs.logprob, _LOWEST_LOGPROB) for entry in entries],
-        "top_logprobs": tops,
+        "token_logprobs": [
+            None if entry.logprobs is None else max(entry.logprobs.logprob, _LOWEST_LOGPROB)
+            for entry in entries
+        ],
+        "top_logprobs": list(map(top, entries)),
         "text_offset": [entry.text_offset for entry in entries],
     }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jinn.engine.messages import FinishReason, SamplingParams, TokenLogprobs, TokenOutput
@@ -12,11 +14,11 @@ from jinn.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class TokenEntry:
-    """A generated token with its log-probabilities; `text_offset` is in characters of the choice."""
+    """A token with its log-probabilities (None for the first of a prompt) and its place, in characters."""
 
     token_id: int
     text_offset: int
-    logprobs: TokenLogprobs
+    logprobs: TokenLogprobs | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,10 @@ class Delta:
 class Choice:
     """Text of half a character, or that may begin a stop string, is held back until it is decided."""
 
-    def __init__(self, index: int, sampling: SamplingParams, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, index: int, sampling: SamplingParams, tokenizer: Tokenizer, text_offset: int = 0
+    ) -> None:
+        """`text_offset` is the length of what the choice begins with before its first token."""
         self.index = index
         self.num_tokens = 0
         self.is_finished = False
@@ -40,8 +45,8 @@ class Choice:
         self._detokenizer = Detokenizer(tokenizer)
         self._stop = StopStrings(sampling.stop) if sampling.stop else None
         self._entries: deque[TokenEntry] = deque()
-        self._num_decoded = 0  # characters
-        self._num_emitted = 0
+        self._num_decoded = text_offset  # characters
+        self._num_emitted = text_offset
 
     @property
     def is_stopped_by_text(self) -> bool:
@@ -93,3 +98,20 @@ class Choice:
         while self._entries and self._entries[0].text_offset < self._num_emitted:
             entries.append(self._entries.popleft())
         return tuple(entries)
+
+
+def echoed_entries(
+    text: str, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs], tokenizer: Tokenizer
+) -> tuple[TokenEntry, ...]:
+    """The tokens of a prompt of this text, with the log-probabilities of all but the first."""
+    entries, num_characters = [], 0
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for token_id, entry in zip(token_ids, (None, *logprobs), strict=True):
+        entries.append(TokenEntry(token_id, num_characters, entry))
+        raw = tokenizer.token_bytes(token_id)
+        # the text may lack what the tokenizer puts first, and control tokens
+        if token_id not in tokenizer.special_ids or text.startswith(
+            raw.decode(errors="replace"), num_characters
+        ):
+            num_characters += len(decoder.decode(raw))
+    return tuple(entries)

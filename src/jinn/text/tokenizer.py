@@ -53,6 +53,7 @@ class Tokenizer:
         bos_token_id: None where the file names none.
         eos_token_ids: each of them ends a sequence; the first is the one that the file names, if any.
         add_bos: whether `encode` puts `bos_token_id` first unless told.
+        suffix_ids: what belongs after a text that is read whole, as for an embedding; `encode` leaves it out.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Tokenizer:
         bos_token_id: int | None,
         eos_token_ids: Iterable[int],
         add_bos: bool,
+        suffix_ids: Iterable[int] = (),
     ) -> None:
         self._encoder = encoder
         self._lossy_bytes = lossy_bytes
@@ -76,9 +78,14 @@ class Tokenizer:
         end_ids = (token.id for text, token in added_tokens.items() if text in END_TEXTS)
         self.eos_token_ids = tuple(dict.fromkeys((*eos_token_ids, *end_ids)))
         self.add_bos = add_bos and bos_token_id is not None
+        self.suffix_ids = tuple(suffix_ids)
         self._added_bytes = {token.id: text.encode() for text, token in added_tokens.items()}
         self._added_pattern = re.compile(match_any(added_tokens))
-        for token_id in (*self.eos_token_ids, *([] if bos_token_id is None else [bos_token_id])):
+        for token_id in (
+            *self.eos_token_ids,
+            *self.suffix_ids,
+            *([] if bos_token_id is None else [bos_token_id]),
+        ):
             if not 0 <= token_id < vocab_size:
                 raise ValueError(f"special token id {token_id} is not below the vocabulary's {vocab_size}")
 
@@ -102,15 +109,16 @@ class Tokenizer:
         bpe = _build_bpe(vocab, _required(metadata, "tokenizer.ggml.merges"), presplit)
         normalizer = normalizers.NFC() if presplit.use_nfc else None
         eos_keys = ("eos_token_id", "eot_token_id", "eom_token_id")
-        eos_ids = (metadata.get(f"tokenizer.ggml.{key}") for key in eos_keys)
+        eos_ids = [i for key in eos_keys if (i := metadata.get(f"tokenizer.ggml.{key}")) is not None]
         return cls(
             _build_encoder(bpe, pre_tokenizers.Sequence(list(presplit.steps)), normalizer),
             lossy_bytes=bytes(byte for char, byte in _BYTE_OF_CHAR.items() if char not in vocab),
             vocab_size=len(tokens),
             added_tokens=added,
             bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
-            eos_token_ids=[token_id for token_id in eos_ids if token_id is not None],
+            eos_token_ids=eos_ids,
             add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", presplit.add_bos)),
+            suffix_ids=[i for i in eos_ids[:1] if metadata.get("tokenizer.ggml.add_eos_token")],
         )
 
     @classmethod
@@ -144,6 +152,7 @@ class Tokenizer:
             bos_token_id=bos.id if bos else None,
             eos_token_ids=([eos.id] if eos else []) + (eos_ids if isinstance(eos_ids, list) else [eos_ids]),
             add_bos=bool(add_bos),
+            suffix_ids=_suffix_ids(full, added),
         )
 
     def encode(self, text: str, *, parse_special: bool = True, add_bos: bool | None = None) -> list[int]:
@@ -322,6 +331,12 @@ def _added_tokens(file: Path, full: tokenizers.Tokenizer) -> dict[str, AddedToke
             raise ValueError(f"{file}: lstrip, rstrip and single_word of {token.content!r} are not supported")
         added[token.content] = AddedToken(token_id, _kind(token.content, is_control=token.special))
     return added
+
+
+def _suffix_ids(full: tokenizers.Tokenizer, added: Mapping[str, AddedToken]) -> list[int]:
+    """The control token that the file's post-processor puts last, if it does."""
+    last = full.encode("a").ids[-1:]
+    return last if last[0] in {token.id for token in added.values()} else []
 
 
 def _check_unreachable(file: Path, encoder: tokenizers.Tokenizer, added: Mapping[str, AddedToken]) -> None:

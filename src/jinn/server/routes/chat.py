@@ -27,7 +27,7 @@ async def create_chat_completion(request: Request) -> Response:
     chat = parse_chat(await read_json_object(request), ignored)
     service.card.check_name(chat.model)
     chat.check_vocabulary(ready.vocab_size)
-    prompt_ids = await _encode(service, chat)
+    prompt_ids = await encode_chat(service, chat)
     sampling = chat.sampling_params(service.sampling_defaults)
     service.check_room((prompt_ids,), sampling, "messages")
     head = AnswerHead.create("chatcmpl", service.card.name, ready.system_fingerprint)
@@ -40,7 +40,8 @@ async def create_chat_completion(request: Request) -> Response:
     )
 
 
-async def _encode(service: Service, chat: ChatRequest) -> tuple[int, ...]:
+async def encode_chat(service: Service, chat: ChatRequest) -> tuple[int, ...]:
+    """The ids of a conversation, ready for the answer. Raises APIError 400 where the template refuses."""
     messages = [message.for_template() for message in chat.messages]
     num_characters = sum(len(message["content"]) for message in messages)
     try:

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jinn.engine.messages import SamplingParams
+from jinn.server import errors
 from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
 from jinn.server.generation import GenerationRequest, Usage
@@ -16,6 +17,7 @@ from jinn.server.service import Service
 from jinn.server.stream import FoldedChoice, GenerationResponse
 from jinn.server.wire import AnswerHead, TokenBytes, completion_logprobs, to_json, usage_fields
 from jinn.text.choice import Delta, TokenEntry
+from jinn.text.infill import encode_infill
 
 
 async def create_completion(request: Request) -> Response:
@@ -30,11 +32,11 @@ async def create_completion(request: Request) -> Response:
     sampling = completion.sampling_params(service.sampling_defaults)
     service.check_room(prompts, sampling, "prompt")
     head = AnswerHead.create("cmpl", service.card.name, ready.system_fingerprint)
-    echoes = _echoes(service, completion) if completion.echo else []
+    echoes = _echoes(service, completion) if completion.echo else None
     return GenerationResponse(
         service,
-        GenerationRequest.create(request, prompts, sampling),
-        CompletionWire(head, completion, sampling, service.tokenizer.token_bytes, echoes),
+        GenerationRequest.create(request, prompts, sampling, echoes),
+        CompletionWire(head, completion, sampling, service.tokenizer.token_bytes),
         is_stream=completion.stream,
         ignored=ignored,
     )
@@ -45,6 +47,8 @@ async def _encode(
 ) -> tuple[int, ...]:
     if not isinstance(prompt, str):
         return tuple(prompt)
+    if completion.suffix:
+        return await _encode_infill(service, prompt, completion.suffix)
     return tuple(
         await service.run_text(
             len(prompt),
@@ -56,15 +60,23 @@ async def _encode(
     )
 
 
-def _echoes(service: Service, completion: CompletionRequest) -> list[str]:
-    return [
+async def _encode_infill(service: Service, prefix: str, suffix: str) -> tuple[int, ...]:
+    num_characters = len(prefix) + len(suffix)
+    try:
+        return tuple(await service.run_text(num_characters, encode_infill, service.tokenizer, prefix, suffix))
+    except ValueError as error:
+        raise errors.unsupported_parameter("suffix", f"'suffix': {error}.") from None
+
+
+def _echoes(service: Service, completion: CompletionRequest) -> tuple[str, ...]:
+    return tuple(
         prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt)
         for prompt in completion.prompt
-    ]
+    )
 
 
 class CompletionWire:
-    """Writes completions and their chunks. `echoes` holds each prompt's text, or nothing."""
+    """Writes completions and their chunks."""
 
     def __init__(
         self,
@@ -72,29 +84,21 @@ class CompletionWire:
         completion: CompletionRequest,
         sampling: SamplingParams,
         token_bytes: TokenBytes,
-        echoes: list[str],
     ) -> None:
         self._head = head
         self._seed = sampling.seed
-        self._num_choices_per_prompt = sampling.n
         self._token_bytes = token_bytes
         self._has_logprobs = completion.logprobs is not None
         self._include_usage = completion.include_usage
         self._begin = f"data: {to_json(head.fields('text_completion'))[:-1]}"
         self._no_usage = ',"usage":null' if completion.include_usage else ""
-        self._echoes = echoes
-        self._echoed: set[int] = set()
 
     def chunk(self, delta: Delta) -> str:
-        text = delta.text
-        if self._echoes and delta.index not in self._echoed:
-            self._echoed.add(delta.index)
-            text = self._echo(delta.index) + text
         logprobs = to_json(self._logprobs(delta.entries)) if self._has_logprobs else "null"
         finish_reason = f'"{delta.finish_reason}"' if delta.finish_reason else "null"
         seed = f',"seed":{self._seed}' if delta.finish_reason else ""
         choice = (
-            f'{{"index":{delta.index},"text":{to_json(text)},"logprobs":{logprobs},'
+            f'{{"index":{delta.index},"text":{to_json(delta.text)},"logprobs":{logprobs},'
             f'"finish_reason":{finish_reason}}}'
         )
         return f'{self._begin},"choices":[{choice}]{seed}{self._no_usage}}}\n\n'
@@ -110,7 +114,7 @@ class CompletionWire:
             "choices": [
                 {
                     "index": choice.index,
-                    "text": self._echo(choice.index) + choice.text,
+                    "text": choice.text,
                     "logprobs": self._logprobs(choice.entries),
                     "finish_reason": choice.finish_reason,
                 }
@@ -119,9 +123,6 @@ class CompletionWire:
             "usage": usage_fields(usage),
             "seed": self._seed,
         }
-
-    def _echo(self, index: int) -> str:
-        return self._echoes[index // self._num_choices_per_prompt] if self._echoes else ""
 
     def _logprobs(self, entries: list[TokenEntry] | tuple[TokenEntry, ...]) -> dict[str, Any] | None:
         return completion_logprobs(entries, self._token_bytes) if self._has_logprobs else None

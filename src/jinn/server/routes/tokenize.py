@@ -1,0 +1,95 @@
+"""POST /tokenize and /detokenize: text to a model's token ids and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from jinn.server.auth import GuardedRoute
+from jinn.server.body import read_json_object
+from jinn.server.parameters import ACCEPTED_READING, Columns, take_implemented
+from jinn.server.routes.chat import encode_chat
+from jinn.server.schemas import Strict, TokenIdList, check_token_ids, limited, parse_chat, validate
+from jinn.server.service import Service
+from jinn.server.wire import token_text
+
+
+class TokenizeRequest(Strict):
+    """A text; or, in its place, `messages` and all that chat completions know."""
+
+    model: str = limited("model", "The served name, the file's name, or 'default'.", "default")
+    prompt: str = Field(description="The text.")
+    parse_special: bool = Field(True, description="Text of control tokens becomes those tokens.")
+    add_special_tokens: bool = Field(True, description="Begin as the model expects.")
+    return_token_strs: bool = Field(False, description="Name each token's text.")
+
+
+class DetokenizeRequest(Strict):
+    model: str = limited("model", "The served name, the file's name, or 'default'.", "default")
+    tokens: TokenIdList = limited("tokens", "Token ids.", ...)
+    skip_special_tokens: bool = Field(False, description="Leave control tokens out.")
+
+
+TOKENIZE_COLUMNS = Columns(frozenset(TokenizeRequest.model_fields), ACCEPTED_READING, {})
+DETOKENIZE_COLUMNS = Columns(frozenset(DetokenizeRequest.model_fields), ACCEPTED_READING, {})
+
+
+async def tokenize(request: Request) -> Response:
+    """The token ids of a text, or of a conversation."""
+    service: Service = request.app.state.service
+    ready = service.admit()
+    ignored = service.ignored_fields()
+    body = await read_json_object(request)
+    is_named = bool(body.pop("return_token_strs", False)) if "messages" in body else False
+    if "messages" in body:
+        chat = parse_chat(body, ignored)
+        service.card.check_name(chat.model)
+        token_ids = list(await encode_chat(service, chat))
+    else:
+        text = validate(TokenizeRequest, take_implemented(body, TOKENIZE_COLUMNS, "", ignored))
+        service.card.check_name(text.model)
+        token_ids = await _encode(service, text)
+        is_named = text.return_token_strs
+    token_bytes = service.tokenizer.token_bytes
+    fields: dict[str, Any] = {
+        "count": len(token_ids),
+        "max_model_len": ready.max_model_len,
+        "tokens": token_ids,
+        "token_strs": [token_text(token_bytes(i)) for i in token_ids] if is_named else None,
+    }
+    return JSONResponse(fields)
+
+
+async def _encode(service: Service, text: TokenizeRequest) -> list[int]:
+    return await service.run_text(
+        len(text.prompt),
+        service.tokenizer.encode,
+        text.prompt,
+        parse_special=text.parse_special,
+        add_bos=None if text.add_special_tokens else False,
+    )
+
+
+async def detokenize(request: Request) -> Response:
+    """The text of token ids."""
+    service: Service = request.app.state.service
+    ready = service.admit()
+    fields = take_implemented(
+        await read_json_object(request), DETOKENIZE_COLUMNS, "", service.ignored_fields()
+    )
+    body = validate(DetokenizeRequest, fields)
+    service.card.check_name(body.model)
+    check_token_ids("tokens", body.tokens, ready.vocab_size)
+    text = await service.run_text(
+        len(body.tokens), service.tokenizer.decode, body.tokens, skip_special=body.skip_special_tokens
+    )
+    return JSONResponse({"prompt": text})
+
+
+ROUTES = [
+    GuardedRoute("/tokenize", tokenize, methods=["POST"]),
+    GuardedRoute("/detokenize", detokenize, methods=["POST"]),
+]
