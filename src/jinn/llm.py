@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from jinn.engine.config import Activations, EngineConfig, KVCacheDtype, ModelInfo
+from jinn.engine.config import Activations, EngineConfig, KVCacheDtype, Speculative
 from jinn.engine.engine import Engine
 from jinn.engine.messages import (
     Abort,
@@ -29,7 +29,7 @@ from jinn.engine.messages import (
     TokenLogprobs,
     TokenOutput,
 )
-from jinn.engine.runner import Runner
+from jinn.engine.start import LoadRunner, start_engine
 from jinn.frontend import load_frontend
 from jinn.text.choice import Choice, Delta
 from jinn.weights.hub import resolve_model
@@ -88,6 +88,9 @@ class LLM:
         threads: None takes the physical cores this process may use.
         max_model_len: tokens of prompt and answer together; None takes the model's own limit.
         max_num_seqs, max_num_batched_tokens, cache_memory: None takes EngineConfig's default.
+        speculative: where guesses at the next tokens come from, which never change an answer: "ngram" (the
+            text so far), "draft" (`draft_model`, a smaller model), "mtp" (the model's own module), or "off".
+        num_speculative_tokens: guessed at a time; None takes EngineConfig's default.
         chat_template: a file to use instead of the model's own.
         progress: called with the bytes loaded so far, and all.
 
@@ -107,6 +110,9 @@ class LLM:
         cache_memory: int | None = None,
         kv_cache_dtype: KVCacheDtype = "bf16",
         activations: Activations = "int12",
+        speculative: Speculative = "off",
+        num_speculative_tokens: int | None = None,
+        draft_model: str | Path | None = None,
         chat_template: str | Path | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -115,6 +121,7 @@ class LLM:
             "max_num_seqs": max_num_seqs,
             "max_num_batched_tokens": max_num_batched_tokens,
             "cache_memory": cache_memory,
+            "num_speculative_tokens": num_speculative_tokens,
         }
         config = EngineConfig(
             model=str(path),
@@ -122,11 +129,13 @@ class LLM:
             max_model_len=max_model_len,
             kv_cache_dtype=kv_cache_dtype,
             activations=activations,
+            speculative=speculative,
+            draft_model=None if draft_model is None else str(resolve_model(str(draft_model))),
             **{name: value for name, value in limits.items() if value is not None},
         )
         self._frontend = load_frontend(path, chat_template)
-        runner, info = _load_runner(ops, config, progress or (lambda done, total: None))
-        self._engine: Engine | None = Engine(runner, info, config)
+        load_runner = _runner_loader(ops)
+        self._engine: Engine | None = start_engine(config, load_runner, progress or (lambda *_: None))
         self._answers: dict[str, _Answer] = {}  # by request id, while they run
         self._request_ids = map(str, itertools.count())
 
@@ -383,18 +392,18 @@ class _Answer:
         )
 
 
-def _load_runner(ops: str, config: EngineConfig, progress: Progress) -> tuple[Runner, ModelInfo]:
+def _runner_loader(ops: str) -> LoadRunner:
     if ops == "native":
         from jinn.engine.loading import load_runner
 
-        return load_runner(config, progress)
+        return load_runner
     if ops != "reference":
         raise ValueError(f"ops must be one of native, reference, not {ops!r}")
     if find_spec("torch") is None:
         raise ModuleNotFoundError("ops='reference' needs torch: pip install 'jinn[reference]'")
     from jinn.engine.reference_runner import load_reference_runner
 
-    return load_reference_runner(config, progress)
+    return load_reference_runner
 
 
 @contextmanager

@@ -6,7 +6,7 @@ A wrong block, a forgotten copy or a block given to two sequences changes what f
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -18,6 +18,8 @@ from jinn.engine.drafting import Drafter
 from jinn.engine.engine import Engine
 from jinn.engine.messages import Abort, FinishReason, SamplingParams, StepOutput, Submit, TokenOutput
 from jinn.engine.sampler import SampledToken, SampleRow, sample
+from jinn.engine.scheduler import Chunk
+from jinn.engine.sequence import Sequence
 from jinn.ops.protocol import Batch
 
 EOS = 0
@@ -49,7 +51,7 @@ class FakeRunner:
         self.num_state_slots = num_state_slots
         self.states = [FakeState() for _ in range(num_state_slots)]
 
-    def step(self, batch: Batch, rows: Sequence[SampleRow]) -> Sequence[SampledToken]:
+    def step(self, batch: Batch, rows: SequenceOf[SampleRow]) -> SequenceOf[SampledToken]:
         logits = self.logits(batch)
         if len(logits) != len(rows):
             raise ValueError("one row is needed for each logit row")
@@ -202,6 +204,29 @@ def solo(request: Submit, index: int = 0, **runner_settings: object) -> tuple[ob
     engine = make_engine(FakeRunner(64, 16, **runner_settings))
     engine.submit(Submit("solo", "solo", request.prompt_ids, sampling))
     return answer(collect(run(engine))["solo", 0])
+
+
+class PlantedDrafter:
+    """Knows each answer beforehand: of `count` drafts the first `num_right` are right."""
+
+    def __init__(self, requests: list[Submit], count: int, num_right: int, **runner_settings: object) -> None:
+        self.count, self.num_right = count, num_right
+        self.answers = {
+            (request.request_id, index): solo(request, index, **runner_settings)[0]
+            for request in requests
+            for index in range(request.sampling.n)
+        }
+
+    def draft(self, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            sequence = chunk.sequence
+            said = len(sequence.output_ids)
+            truth = self.answers[sequence.request_id, sequence.index][said : said + self.count]
+            wrong = [(token_id + 1) % 23 for token_id in truth[self.num_right :]]
+            sequence.drafts = (*truth[: self.num_right], *wrong)
+
+    def forget(self, sequence: Sequence) -> None:
+        sequence.drafts = ()
 
 
 def random_requests(rng: random.Random, count: int, vocab_size: int = 23) -> list[Submit]:

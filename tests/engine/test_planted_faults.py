@@ -7,9 +7,12 @@ import random
 from dataclasses import replace
 
 import fake_runner
+import numpy as np
 import pytest
 from fake_runner import (
     FakeRunner,
+    PlantedDrafter,
+    answer,
     check_against_solo,
     collect,
     make_engine,
@@ -18,11 +21,13 @@ from fake_runner import (
     run_schedule,
 )
 
-from jinn.engine import cache, engine, scheduler, sequence
+from jinn.engine import batch, cache, engine, scheduler, sequence
+from jinn.engine.batch import with_states
 from jinn.engine.cache import BlockCache
 from jinn.engine.messages import SamplingParams, Submit
 from jinn.engine.scheduler import Scheduler
 from jinn.engine.sequence import Sequence
+from jinn.engine.states import StatePool
 
 
 def check_schedules():
@@ -43,9 +48,40 @@ def check_tenants():
     assert found == [0, 0, 10]
 
 
+def check_states():
+    for seed, num_state_slots in enumerate([2, 40]):
+        rng = random.Random(seed)
+        requests = [replace(r, turn_starts=(3, 9, 20)) for r in random_requests(rng, 12)]
+        runner = FakeRunner(40, 4, num_state_slots=num_state_slots)
+        drafter = PlantedDrafter(requests, 3, 2, num_state_slots=num_state_slots)
+        engine = make_engine(runner, drafter, max_num_batched_tokens=7 + 10 * seed)
+        answers = run_schedule(engine, requests, rng)
+        check_against_solo(requests, answers, num_state_slots=num_state_slots)
+
+
+def check_conversation():
+    """Each turn computes what is new, and the same prompt again its last token."""
+    engine = make_engine(FakeRunner(60, 4, num_state_slots=9), max_model_len=200)
+    prompt, found, expected = (1, 2, 3, 4, 5), [], []
+    for turn in range(8):
+        for tenant in "ab":
+            sampling = SamplingParams(seed=turn, max_tokens=6, ignore_eos=True)
+            engine.submit(Submit("r", tenant, prompt, sampling))
+            outputs = collect(run(engine))["r", 0]
+            found.append(outputs[0].num_cached_tokens)
+            expected.append(len(prompt) - 3 if turn else 0)
+        engine.submit(Submit("again", "b", prompt, replace(sampling, max_tokens=1)))
+        found.append(collect(run(engine))["again", 0][0].num_cached_tokens)
+        expected.append(len(prompt) - 1)
+        prompt = (*prompt, *answer(outputs)[0], 1, 2)
+    assert found == expected
+
+
 def check_everything():
     check_schedules()
     check_tenants()
+    check_states()
+    check_conversation()
 
 
 def test_without_a_fault_nothing_is_noticed():
@@ -120,9 +156,9 @@ def leak_the_tail(patch):
 def show_tokens_before_they_are_computed(patch):
     commit = Scheduler.commit
 
-    def commit_too_much(self, chunk):
+    def commit_too_much(self, chunk, num_accepted=0):
         stop = min(chunk.stop + 1, chunk.sequence.num_tokens)
-        commit(self, replace(chunk, stop=stop))
+        commit(self, replace(chunk, stop=stop), num_accepted)
 
     patch.setattr(Scheduler, "commit", commit_too_much)
 
@@ -140,12 +176,12 @@ def forget_the_output_after_preemption(patch):
 def draw_by_step_instead_of_position(patch):
     counter = itertools.count()
     row = Sequence.sample_row
-    patch.setattr(Sequence, "sample_row", lambda self: replace(row(self), position=next(counter)))
+    patch.setattr(Sequence, "sample_row", lambda *a: replace(row(*a), position=next(counter)))
 
 
 def give_all_choices_one_seed(patch):
     row = Sequence.sample_row
-    patch.setattr(Sequence, "sample_row", lambda self: replace(row(self), seed=self.sampling.seed))
+    patch.setattr(Sequence, "sample_row", lambda self, *a: replace(row(self, *a), seed=self.sampling.seed))
 
 
 def mix_up_two_rows(patch):
@@ -157,13 +193,13 @@ def never_ban_the_end(patch):
     row = Sequence.sample_row
     solo = fake_runner.solo
 
-    def oracle(*arguments):
+    def oracle(*arguments, **settings):
         with patch.context() as unpatched:
             unpatched.setattr(Sequence, "sample_row", row)
-            return solo(*arguments)
+            return solo(*arguments, **settings)
 
     patch.setattr(fake_runner, "solo", oracle)
-    patch.setattr(Sequence, "sample_row", lambda self: replace(row(self), banned_ids=()))
+    patch.setattr(Sequence, "sample_row", lambda *a: replace(row(*a), banned_ids=()))
 
 
 def count_another_sequences_tokens(patch):
@@ -189,8 +225,64 @@ def preempt_the_earliest(patch):
 def schedule_a_token_twice(patch):
     chunk = scheduler.Chunk
     patch.setattr(
-        scheduler, "Chunk", lambda s, start, stop, is_last: chunk(s, max(start - 1, 0), stop, is_last)
+        scheduler, "Chunk", lambda s, start, *rest, **named: chunk(s, max(start - 1, 0), *rest, **named)
     )
+
+
+def take_in_the_drafts_at_once(patch):
+    patch.setattr(batch, "with_states", lambda b, slots, drafts, n: with_states(b, slots, [0] * len(n), n))
+
+
+def accept_a_draft_too_few(patch):
+    def fewer(b, slots, drafts, accepted):
+        return with_states(b, slots, drafts, [max(n - 1, 0) for n in accepted])
+
+    patch.setattr(batch, "with_states", fewer)
+
+
+def forget_to_copy_states(patch):
+    patch.setattr(FakeRunner, "copy_state", lambda self, source, target: None)
+
+
+def share_states_between_tenants(patch):
+    start = StatePool.start
+    patch.setattr(StatePool, "start", lambda self, tenant, ids: start(self, "everyone", ids))
+
+
+def take_a_snapshot_for_a_token_too_many(patch):
+    snapshot = StatePool.snapshot
+
+    def longer(self, slot, tenant, token_ids):
+        snapshot(self, slot, tenant, np.concatenate((token_ids, token_ids[-1:])))
+
+    patch.setattr(StatePool, "snapshot", longer)
+
+
+def take_no_snapshots(patch):
+    patch.setattr(StatePool, "snapshot", lambda *a: None)
+
+
+def drop_states_at_the_end(patch):
+    patch.setattr(StatePool, "keep", lambda self, slot, tenant, ids: self.release(slot))
+
+
+def leak_a_slot(patch):
+    patch.setattr(StatePool, "release", lambda self, slot: None)
+    patch.setattr(StatePool, "keep", lambda self, slot, tenant, ids: None)
+
+
+def draw_after_wrong_drafts(patch):
+    append = engine._append
+
+    def append_all(sequence, tokens, drafts):
+        return append(sequence, tokens, tuple(token.token_id for token in tokens[:-1]))
+
+    patch.setattr(engine, "_append", append_all)
+
+
+def ignore_drafts_in_penalties(patch):
+    arrays = sequence.TokenCounts.arrays
+    patch.setattr(sequence.TokenCounts, "arrays", lambda self, drafts=(): arrays(self))
 
 
 FAULTS = [
@@ -213,6 +305,16 @@ FAULTS = [
     forget_those_who_wait_for_an_aborted_choice,
     preempt_the_earliest,
     schedule_a_token_twice,
+    take_in_the_drafts_at_once,
+    accept_a_draft_too_few,
+    forget_to_copy_states,
+    share_states_between_tenants,
+    take_a_snapshot_for_a_token_too_many,
+    take_no_snapshots,
+    drop_states_at_the_end,
+    leak_a_slot,
+    draw_after_wrong_drafts,
+    ignore_drafts_in_penalties,
 ]
 
 

@@ -15,7 +15,7 @@ from jinn.server.config import ServerConfig
 
 _ENGINE_SETTINGS = {field.name for field in fields(EngineConfig)}
 _SERVER_SETTINGS = {field.name for field in fields(ServerConfig)}
-_SIZES = ("cache_memory", "tenant_cache_memory")
+_SIZES = ("cache_memory", "tenant_cache_memory", "state_memory")
 
 
 def _count(name: str, help_text: str) -> Any:
@@ -47,6 +47,28 @@ def serve(
     ] = None,
     kv_cache_dtype: Annotated[
         str | None, typer.Option(help="bf16, int8 or f32.", show_default=DEFAULTS["kv_cache_dtype"])
+    ] = None,
+    state_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Part of it for the recurrent states of hybrid models.",
+            show_default="half",
+        ),
+    ] = None,
+    speculative: Annotated[
+        str | None,
+        typer.Option(
+            help="Guess several tokens at a time, with the same answers: ngram, draft, mtp or off.",
+            show_default=DEFAULTS["speculative"],
+        ),
+    ] = None,
+    num_speculative_tokens: Annotated[
+        int | None, _count("num_speculative_tokens", "Tokens guessed at a time.")
+    ] = None,
+    draft_model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The smaller model that guesses, for draft.", show_default=False),
     ] = None,
     api_key: Annotated[
         str | None, typer.Option(help="The key that clients must send.", show_default="none is needed")
@@ -82,6 +104,10 @@ def serve(
         "max_num_batched_tokens": max_num_batched_tokens,
         "cache_memory": cache_memory,
         "kv_cache_dtype": kv_cache_dtype,
+        "state_memory": state_memory,
+        "speculative": speculative,
+        "num_speculative_tokens": num_speculative_tokens,
+        "draft_model": draft_model,
         "api_key": api_key,
         "served_model_name": served_model_name,
         "chat_template": chat_template,
@@ -139,4 +165,6 @@ def make_configs(settings: dict[str, Any]) -> tuple[ServerConfig, EngineConfig]:
     server = {name: value for name, value in values.items() if name in _SERVER_SETTINGS}
     engine = {name: value for name, value in values.items() if name in _ENGINE_SETTINGS}
     engine["model"] = str(resolve_model(engine.get("model")))
+    if "draft_model" in engine:
+        engine["draft_model"] = str(resolve_model(engine["draft_model"]))
     return ServerConfig(**server), EngineConfig(**engine)

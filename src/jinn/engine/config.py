@@ -10,6 +10,7 @@ from jinn.engine.messages import check_range
 
 KVCacheDtype = Literal["bf16", "int8", "f32"]
 Activations = Literal["int12", "int8", "bf16", "f32"]
+Speculative = Literal["off", "ngram", "draft", "mtp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,10 @@ class EngineConfig:
     kv_cache_dtype: KVCacheDtype = "bf16"
     activations: Activations = "int12"  # inputs of integer weights
     block_size: int = 32  # tokens per cache block
+    state_memory: int | None = None  # bytes of cache_memory for recurrent states; None: half of it
+    speculative: Speculative = "off"  # where guesses at the next tokens come from
+    num_speculative_tokens: int = 4  # guessed at a time
+    draft_model: str | None = None  # a path; with speculative "draft"
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
@@ -45,6 +50,16 @@ class EngineConfig:
         _check_choice("kv_cache_dtype", self.kv_cache_dtype, get_args(KVCacheDtype))
         _check_choice("activations", self.activations, get_args(Activations))
         check_range("block_size", self.block_size, 1, 1024)
+        check_range("state_memory", self.state_memory, 1, self.cache_memory)
+        _check_choice("speculative", self.speculative, get_args(Speculative))
+        check_range("num_speculative_tokens", self.num_speculative_tokens, 1, 64)
+        if (self.draft_model is None) == (self.speculative == "draft"):
+            raise ValueError("draft_model goes with speculative draft, and with nothing else")
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """The most that a step checks of a sequence."""
+        return 0 if self.speculative == "off" else self.num_speculative_tokens
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

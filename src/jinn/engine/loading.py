@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -11,16 +12,17 @@ import numpy as np
 
 from jinn import _native, env
 from jinn.engine.config import EngineConfig, ModelInfo
-from jinn.engine.runner import NativeRunner, Runner
+from jinn.engine.runner import NativeRunner, Programs, Runner
 from jinn.models.generation import generation_defaults
 from jinn.models.model import Model
-from jinn.models.parameters import Origin, ParameterSpec, tree
+from jinn.models.parameters import Node, Origin, ParameterSpec, tree
 from jinn.models.registry import model_of
-from jinn.ops.native import Recording, compile_program, fuse, record, record_hidden
+from jinn.ops.native import Recording, compile_program, fuse, record, record_hidden, record_predict
 from jinn.weights.checkpoint import Checkpoint, open_checkpoint
 from jinn.weights.errors import WeightsError
 from jinn.weights.quantize import dequantize
 
+_MAX_SLOTS_PER_SEQUENCE = 16  # recurrent states: its own and snapshots
 _SAMPLED_BYTES = 256  # of each end of a tensor
 # Tensors that repeat another or the config: a tied head, rotary frequencies.
 _DERIVED_TENSORS = ("lm_head.weight", "rotary_emb.inv_freq", "rope_freqs.weight")
@@ -38,19 +40,65 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, Model
         parameters = load_parameters(model, checkpoint, pool, progress)
         info = model_info(model, checkpoint, f"{kernels.name}-{config.activations}-{config.kv_cache_dtype}")
 
-    def program_of(record: Callable[[Model, Any, str], Recording]) -> _native.Program:
-        return compile_program(fuse(record(model, tree(parameters), config.activations)), pool, kernels)
+    programs = _programs(model, tree(parameters), config, pool, kernels)
+    cache, states = _caches(model, config)
+    return NativeRunner(programs, cache, states, model.vocab_size), info
 
-    program = program_of(record)
+
+def _programs(
+    model: Model,
+    parameters: Node,
+    config: EngineConfig,
+    pool: _native.ThreadPool,
+    kernels: _native.Kernels,
+) -> Programs:
+    def compiled(recording: Recording) -> _native.Program:
+        return compile_program(fuse(recording), pool, kernels)
+
+    @cache
+    def hidden_states() -> _native.Program:
+        return compiled(record_hidden(model, parameters, config.activations))
+
+    if config.speculative != "mtp":
+        return Programs(compiled(record(model, parameters, config.activations)), hidden_states)
+    return Programs(
+        compiled(record(model, parameters, config.activations, keeps_hidden=True)),
+        hidden_states,
+        compiled(record_predict(model, parameters, config.activations)),
+    )
+
+
+def _caches(model: Model, config: EngineConfig) -> tuple[_native.KVCache, _native.StateCache | None]:
+    """Blocks, and slots for models with recurrent states, that take `cache_memory` between them."""
     layers = [(s.num_kv_heads, s.key_dim, s.value_dim) for s in model.kv_specs()]
     block_bytes = _native.KVCache(layers, config.kv_cache_dtype, 1, config.block_size).block_bytes
-    num_blocks = config.cache_memory // block_bytes
-    if num_blocks < 1:
-        raise WeightsError(
-            f"cache_memory {config.cache_memory} is less than one block of {block_bytes} bytes"
-        )
-    cache = _native.KVCache(layers, config.kv_cache_dtype, num_blocks, config.block_size)
-    return NativeRunner(program, cache, model.vocab_size, lambda: program_of(record_hidden)), info
+    states = _state_cache(model, config)
+    left = config.cache_memory - (states.num_slots * _slot_bytes(states) if states else 0)
+    if left < block_bytes:
+        raise WeightsError(f"cache_memory {left} is less than one block of {block_bytes} bytes")
+    blocks = _native.KVCache(layers, config.kv_cache_dtype, left // block_bytes, config.block_size)
+    return blocks, states
+
+
+def _state_cache(model: Model, config: EngineConfig) -> _native.StateCache | None:
+    """Slots in `state_memory`, but no more than sequences and snapshots would ever fill."""
+    layers = [
+        (s.num_key_heads, s.num_value_heads, s.key_dim, s.value_dim, s.conv_kernel)
+        for s in model.state_specs()
+    ]
+    if not layers:
+        return None
+    max_drafts = max(config.num_draft_tokens, 1)  # a prompt's last token is kept aside like a draft
+    slot_bytes = _slot_bytes(_native.StateCache(layers, 1, max_drafts))
+    memory = config.cache_memory // 2 if config.state_memory is None else config.state_memory
+    num_slots = min(memory // slot_bytes, _MAX_SLOTS_PER_SEQUENCE * config.max_num_seqs)
+    if num_slots < 1:
+        raise WeightsError(f"state_memory {memory} is less than one recurrent state of {slot_bytes} bytes")
+    return _native.StateCache(layers, num_slots, max_drafts)
+
+
+def _slot_bytes(states: _native.StateCache) -> int:
+    return states.slot_bytes + states.log_bytes
 
 
 def load_parameters(

@@ -11,23 +11,17 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING
 
-from jinn.engine.config import EngineConfig, ModelInfo
+from jinn.engine.config import EngineConfig
 from jinn.engine.engine import Engine
 from jinn.engine.frames import FrameReader, frame
 from jinn.engine.messages import Abort, Failed, Loading, Message, Score, Shutdown, Submit, decode
-
-if TYPE_CHECKING:
-    from jinn.engine.runner import Runner
+from jinn.engine.start import LoadRunner, Progress, start_engine
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[int, int], None]  # bytes read, bytes in all
-LoadRunner = Callable[[EngineConfig, Progress], "tuple[Runner, ModelInfo]"]
 
 _READ_BYTES = 1 << 18
 _MAX_UNSENT_BYTES = 1 << 24  # no further step while the reader is this far behind
@@ -155,8 +149,7 @@ def run(sock: socket.socket, config: EngineConfig, load_runner: LoadRunner) -> i
     connection = Connection(sock)
     try:
         try:
-            runner, info = load_runner(config, _progress(connection))
-            engine = Engine(runner, info, config)
+            engine = start_engine(config, load_runner, _progress(connection))
         except ValueError as error:  # a model or setting that is refused, which the parent tells its user
             return _fail(connection, error)
         try:

@@ -25,6 +25,8 @@ from jinn.weights.checkpoint import Checkpoint, open_checkpoint
 from jinn.weights.errors import WeightsError
 from jinn.weights.quantize import dequantize
 
+_NUM_STATE_SLOTS = 1024  # made when they are first written
+
 
 class ReferenceRunner:
     """`Runner` over `ReferenceOps` and a `PagedCache`; draws with the plain `sample`.
@@ -40,6 +42,8 @@ class ReferenceRunner:
         self.vocab_size = model.vocab_size
         self.num_blocks = cache.num_blocks
         self.block_size = cache.block_size
+        self.num_state_slots = _NUM_STATE_SLOTS if model.state_specs() else 0
+        self._last_hidden = torch.empty(0, 0)
 
     def step(self, batch: Batch, rows: Sequence[SampleRow]) -> Sequence[SampledToken]:
         """See `Runner`."""
@@ -47,21 +51,39 @@ class ReferenceRunner:
 
     def logits(self, batch: Batch) -> npt.NDArray[np.float32]:
         """See `Runner`."""
-        return self._compute(self._model.forward, batch)
+        return self._logits(self._model.hidden, batch)
 
     def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
         """See `Runner`."""
-        return self._compute(self._model.hidden, batch)[batch.logit_rows]
+        self.logits(batch)
+        return self.last_hidden()[batch.logit_rows]
 
-    def _compute(self, forward: Callable[..., torch.Tensor], batch: Batch) -> npt.NDArray[np.float32]:
-        with torch.no_grad():
-            output = forward(self._ops, self._parameters, Context(tensor_batch(batch), self._cache))
-        values: npt.NDArray[np.float32] = output.numpy()
+    def predict(self, batch: Batch, rows: Sequence[SampleRow]) -> Sequence[SampledToken]:
+        """See `Runner`."""
+        logits = self._logits(self._model.predict, batch)
+        return [sample(line, row) for line, row in zip(logits, rows, strict=True)]
+
+    def last_hidden(self) -> npt.NDArray[np.float32]:
+        """See `Runner`."""
+        values: npt.NDArray[np.float32] = self._last_hidden.numpy()
         return values
 
     def copy_block(self, source: int, target: int) -> None:
         """See `Runner`."""
         self._cache.copy_block(source, target)
+
+    def copy_state(self, source: int, target: int) -> None:
+        """See `Runner`."""
+        self._cache.states.copy_slot(source, target)
+
+    def _logits(self, hidden: Callable[..., torch.Tensor], batch: Batch) -> npt.NDArray[np.float32]:
+        """Logits of what `hidden` of the model computes, which `last_hidden` keeps."""
+        context = Context(tensor_batch(batch), self._cache)
+        with torch.no_grad():
+            self._last_hidden = hidden(self._ops, self._parameters, context)
+            logits = self._model.head(self._ops, self._parameters, self._last_hidden, context)
+        values: npt.NDArray[np.float32] = logits.numpy()
+        return values
 
 
 def load_reference_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, ModelInfo]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -62,50 +62,80 @@ class Runner(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """What a model has recorded. `hidden_states` makes its program when it is first asked for."""
+
+    model: _native.Program
+    hidden_states: Callable[[], _native.Program]
+    prediction: _native.Program | None = None  # of the multi-token prediction module
+
+
 class NativeRunner:
-    """The C++ kernels: a recorded program over packed weights, and its cache."""
+    """The C++ kernels: recorded programs over packed weights, and their cache."""
 
     def __init__(
-        self,
-        program: _native.Program,
-        cache: _native.KVCache,
-        vocab_size: int,
-        record_hidden_states: Callable[[], _native.Program],
+        self, programs: Programs, cache: _native.KVCache, states: _native.StateCache | None, vocab_size: int
     ) -> None:
-        self._program, self._cache = program, cache
-        self._record_hidden_states = functools.cache(record_hidden_states)  # few servers are ever asked
+        self._programs, self._cache, self._states = programs, cache, states
+        self._last_run: _native.Logits | None = None
         self.vocab_size = vocab_size
         self.num_blocks: int = cache.num_blocks
         self.block_size: int = cache.block_size
+        self.num_state_slots: int = states.num_slots if states else 0
 
     def step(self, batch: Batch, rows: Sequence[SampleRow]) -> Sequence[SampledToken]:
         """See `Runner`; the program and the draws each use all threads."""
-        sampled = self._run(batch).sample([sample_request(row) for row in rows])
-        return [_sampled_token(token, row) for token, row in zip(sampled, rows, strict=True)]
+        return self._draw(self._programs.model, batch, rows)
 
     def logits(self, batch: Batch) -> npt.NDArray[np.float32]:
         """See `Runner`."""
-        values: npt.NDArray[np.float32] = self._run(batch).copy()
+        values: npt.NDArray[np.float32] = self._run(self._programs.model, batch).copy()
         return values
 
     def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
         """See `Runner`."""
-        program = self._record_hidden_states()
-        values: npt.NDArray[np.float32] = _native.run(
-            program, self._cache, self.vocab_size, *batch_arrays(batch)
-        ).copy()
+        values: npt.NDArray[np.float32] = self._run(self._programs.hidden_states(), batch).copy()
+        return values
+
+    def predict(self, batch: Batch, rows: Sequence[SampleRow]) -> Sequence[SampledToken]:
+        """See `Runner`. Raises ValueError where the module was not loaded."""
+        if self._programs.prediction is None:
+            raise ValueError("the model's multi-token prediction module was not loaded")
+        return self._draw(self._programs.prediction, batch, rows)
+
+    def last_hidden(self) -> npt.NDArray[np.float32]:
+        """See `Runner`."""
+        if self._last_run is None:
+            raise ValueError("nothing has been computed yet")
+        values: npt.NDArray[np.float32] = self._last_run.copy_hidden()
         return values
 
     def copy_block(self, source: int, target: int) -> None:
         """See `Runner`."""
         self._cache.copy_block(source, target)
 
+    def copy_state(self, source: int, target: int) -> None:
+        """See `Runner`. Raises ValueError for a model without recurrent states."""
+        if self._states is None:
+            raise ValueError("the model has no recurrent states")
+        self._states.copy_slot(source, target)
+
     def profile(self, batch: Batch) -> list[tuple[str, float]]:
         """Compute the batch and return each instruction's name and seconds."""
-        return _native.profile(self._program, self._cache, None, self.vocab_size, batch_arrays(batch))
+        return _native.profile(
+            self._programs.model, self._cache, self._states, self.vocab_size, batch_arrays(batch)
+        )
 
-    def _run(self, batch: Batch) -> _native.Logits:
-        return _native.run(self._program, self._cache, None, self.vocab_size, batch_arrays(batch))
+    def _draw(
+        self, program: _native.Program, batch: Batch, rows: Sequence[SampleRow]
+    ) -> Sequence[SampledToken]:
+        self._last_run = self._run(program, batch)
+        sampled = self._last_run.sample([sample_request(row) for row in rows])
+        return [_sampled_token(token, row) for token, row in zip(sampled, rows, strict=True)]
+
+    def _run(self, program: _native.Program, batch: Batch) -> _native.Logits:
+        return _native.run(program, self._cache, self._states, self.vocab_size, batch_arrays(batch))
 
 
 def sample_request(row: SampleRow) -> _native.SampleRequest:

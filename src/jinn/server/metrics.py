@@ -102,6 +102,7 @@ class _EngineCollector(Collector):
         yield self._gauge("num_requests_waiting", "Sequences that wait for room.", stats.num_waiting)
         usage = stats.num_used_blocks / stats.num_blocks if stats.num_blocks else 0.0
         yield self._gauge("kv_cache_usage_perc", "Share of cache blocks held by sequences, 0 to 1.", usage)
+        yield self._gauge("num_state_snapshots", "Recurrent states kept for reuse.", stats.num_snapshots)
         for name, text, value in (
             ("prefix_cache_queries", "Prompt tokens looked up in the cache.", stats.num_prefix_queries),
             ("prefix_cache_hits", "Prompt tokens read from the cache.", stats.num_cached_tokens),
@@ -113,6 +114,9 @@ class _EngineCollector(Collector):
             ("generation_tokens", "Tokens generated.", stats.num_generation_tokens),
             ("num_preemptions", "Sequences sent back to wait.", stats.num_preemptions),
             ("engine_steps", "Steps of the engine.", stats.num_steps),
+            ("spec_decode_num_drafts", "Times that drafts were checked.", stats.num_drafts),
+            ("spec_decode_num_draft_tokens", "Drafts checked.", stats.num_draft_tokens),
+            ("spec_decode_num_accepted_tokens", "Drafts that were right.", stats.num_accepted_tokens),
         ):
             family = CounterMetricFamily(f"jinn:{name}", text, labels=("model_name",))
             family.add_metric((self._model_name,), value)
