@@ -287,6 +287,8 @@ class Engine:
             return f"logit_bias has a token id outside the vocabulary of {vocab_size}"
         if any(token_id >= vocab_size for token_id in sampling.stop_token_ids):
             return f"stop_token_ids has a token id outside the vocabulary of {vocab_size}"
+        if sampling.thinking_budget and max(sampling.thinking_budget.token_ids) >= vocab_size:
+            return f"thinking_budget has a token id outside the vocabulary of {vocab_size}"
         if sampling.seed is None:
             return "seed must be set"
         if sampling.stop:

@@ -28,6 +28,31 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ThinkingBudget:
+    """The most tokens that a model may think before it answers; then `closing_ids` take the place of its own.
+
+    The thoughts begin after `start_id`, or with the answer itself where that is None, and end with `end_id`.
+
+    Raises ValueError naming the field.
+    """
+
+    max_tokens: int
+    start_id: int | None
+    end_id: int
+    closing_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_range("thinking_budget", self.max_tokens, 0, 2**31 - 1)
+        if self.end_id not in self.closing_ids:
+            raise ValueError("thinking_budget must close with the id that ends the thoughts")
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All ids that it names."""
+        return (self.end_id, *self.closing_ids, *(() if self.start_id is None else (self.start_id,)))
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are chosen, and when to stop.
 
@@ -54,6 +79,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     seed: int | None = None
+    thinking_budget: ThinkingBudget | None = None
 
     def __post_init__(self) -> None:
         check_range("n", self.n, 1, 128)
@@ -237,7 +263,7 @@ class StepOutput:
 Message = Submit | Score | Abort | Shutdown | Loading | Ready | Failed | StepOutput
 
 _MESSAGES = (Submit, Score, Abort, Shutdown, Loading, Ready, Failed, StepOutput)
-_PARTS = (SamplingParams, TokenLogprobs, TokenOutput, ScoreOutput, Prefilling, EngineStats)
+_PARTS = (ThinkingBudget, SamplingParams, TokenLogprobs, TokenOutput, ScoreOutput, Prefilling, EngineStats)
 
 Decoder = Callable[[Any], Any]
 

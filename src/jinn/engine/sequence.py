@@ -10,6 +10,7 @@ import numpy as np
 from jinn.engine.cache import BlockTable, IntegrityError
 from jinn.engine.messages import FinishReason, SamplingParams
 from jinn.engine.sampler import SampleRow
+from jinn.engine.thinking import Thinking
 from jinn.ops.protocol import IntArray
 
 _NO_IDS = np.empty(0, np.int32)
@@ -43,11 +44,14 @@ class Sequence:
     has_started: bool = False
     status: SequenceStatus = SequenceStatus.WAITING
     counts: TokenCounts | None = None  # where a penalty is set
+    thinking: Thinking | None = None  # where thoughts have a budget
 
     def __post_init__(self) -> None:
         s = self.sampling
         if s.repetition_penalty != 1.0 or s.presence_penalty != 0.0 or s.frequency_penalty != 0.0:
             self.counts = TokenCounts(self.prompt_ids)
+        if s.thinking_budget is not None:
+            self.thinking = Thinking.start(s.thinking_budget)
 
     @property
     def table(self) -> BlockTable:
@@ -80,8 +84,15 @@ class Sequence:
         """What drawing the token after the last one depends on."""
         banned = self.ending_ids if len(self.output_ids) < self.sampling.min_tokens else ()
         seen_ids, output_counts = self.counts.arrays() if self.counts else (_NO_IDS, _NO_IDS)
+        forced_id = self.thinking.forced_id() if self.thinking else None
         return SampleRow(
-            self.sampling, self.seed, self.num_tokens, seen_ids, output_counts, tuple(sorted(banned))
+            self.sampling,
+            self.seed,
+            self.num_tokens,
+            seen_ids,
+            output_counts,
+            tuple(sorted(banned)),
+            target_id=forced_id,
         )
 
     def append(self, token_id: int) -> FinishReason | None:
@@ -89,6 +100,8 @@ class Sequence:
         self.output_ids.append(token_id)
         if self.counts:
             self.counts.add(token_id)
+        if self.thinking:
+            self.thinking.advance(token_id)
         if token_id in self.ending_ids:
             return FinishReason.STOP
         return FinishReason.LENGTH if self.num_tokens >= self.max_num_tokens else None
