@@ -6,11 +6,12 @@ A wrong block, a forgotten copy or a block given to two sequences changes what f
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+from letters import LetterTokenizer
 
 from jinn.engine.config import EngineConfig, ModelInfo
 from jinn.engine.engine import Engine
@@ -109,9 +110,11 @@ class PoisonedBlocks(list[int]):
             self.append(block)
 
 
-def make_engine(runner: FakeRunner, **settings: object) -> Engine:
+def make_engine(
+    runner: FakeRunner, load_tokenizer: Callable[[], object] = LetterTokenizer, **settings: object
+) -> Engine:
     settings = {"max_model_len": min(64, runner.num_blocks * runner.block_size), **settings}
-    info = ModelInfo(max_model_len=1 << 20, eos_token_ids=(EOS,), system_fingerprint="fake")
+    info = ModelInfo(1 << 20, (EOS,), "fake", load_tokenizer=load_tokenizer)
     engine = Engine(runner, info, EngineConfig(model="fake", **settings))
     engine._cache._free = PoisonedBlocks(engine._cache._free, runner.slots)
     return engine
@@ -152,7 +155,7 @@ def solo(request: Submit, index: int = 0, **runner_settings: object) -> tuple[ob
     seed = (request.sampling.seed or 0) + index
     sampling = replace(request.sampling, n=1, seed=seed)
     engine = make_engine(FakeRunner(64, 16, **runner_settings))
-    engine.submit(Submit("solo", "solo", request.prompt_ids, sampling))
+    engine.submit(replace(request, request_id="solo", tenant="solo", sampling=sampling))
     return answer(collect(run(engine))["solo", 0])
 
 

@@ -31,10 +31,13 @@ from jinn.engine.sequence import Sequence
 from jinn.ops.protocol import Batch, IntArray
 
 if TYPE_CHECKING:
+    from jinn.engine.constraint import Constraint
+    from jinn.engine.grammars import GrammarQueue
     from jinn.engine.runner import Runner
 
 logger = logging.getLogger(__name__)
 
+_COMPILE_WAIT_SECONDS = 0.01  # of a step that has nothing else to do
 _MIN_TIMED_TOKENS = 16  # a step with fewer prompt tokens says little of the speed of prefill
 
 
@@ -57,6 +60,8 @@ class Engine:
         self._scheduler = Scheduler(limits, self._cache)
         self._scorer = Scorer(runner, self._cache)
         self._eos_token_ids = frozenset(info.eos_token_ids)
+        self._load_tokenizer = info.load_tokenizer
+        self._grammars: GrammarQueue | None = None  # from the first request that has one
         self._requests: dict[str, list[Sequence]] = {}  # the choices that have not ended
         self._arrivals = 0
         self._ended: list[TokenOutput] = []  # outside of a step, to be told by the next
@@ -77,6 +82,11 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do or tell anything."""
+        is_compiling = self._grammars is not None and self._grammars.has_work
+        return is_compiling or self._has_other_work
+
+    @property
+    def _has_other_work(self) -> bool:
         return self._scheduler.has_work or self._scorer.has_work or bool(self._ended)
 
     @property
@@ -102,17 +112,21 @@ class Engine:
 
         Raises ValueError if a request with this id has not ended.
         """
-        if request.request_id in self._requests:
+        is_compiling = self._grammars is not None and request.request_id in self._grammars
+        if is_compiling or request.request_id in self._requests:
             raise ValueError(f"request {request.request_id} is already being served")
         if refusal := self._refusal(request):
-            self._ended += [
-                TokenOutput(request.request_id, i, (), finish_reason=FinishReason.ERROR, error=refusal)
-                for i in range(request.sampling.n)
-            ]
-            return
-        sequences = self._sequences(request)
-        self._requests[request.request_id] = sequences
-        self._scheduler.add(list(sequences))
+            self._end_early(request, FinishReason.ERROR, refusal)
+        elif request.grammar is not None and self._load_tokenizer is not None:
+            if self._grammars is None:
+                from jinn.engine.grammars import GrammarQueue
+
+                self._grammars = GrammarQueue(
+                    self._load_tokenizer, self._runner.vocab_size, self._eos_token_ids
+                )
+            self._grammars.add(request, request.grammar)
+        else:
+            self._admit(request, [None] * request.sampling.n)
 
     def score(self, request: Score) -> None:
         """Queue a text to be read; see `Score`. One that cannot be ends with an error in a step's output."""
@@ -121,6 +135,8 @@ class Engine:
     def abort(self, request: Abort) -> None:
         """Stop a request, or one choice of it, and free what it holds. Unknown ids are ignored."""
         self._scorer.abort(request.request_id)
+        if self._grammars is not None and (compiling := self._grammars.abort(request)):
+            self._end_early(compiling, FinishReason.ABORT)
         for sequence in list(self._requests.get(request.request_id, ())):
             if request.index is None or request.index == sequence.index:
                 self._ended.append(self._end(sequence, (), FinishReason.ABORT))
@@ -128,6 +144,8 @@ class Engine:
     def step(self) -> StepOutput:
         """Compute one batch, draw a token for each sequence whose turn it is, and tell what came of it."""
         started = perf_counter()
+        if self._grammars is not None and self._grammars.has_work:
+            self._admit_compiled(self._grammars)
         chunks = self._scheduler.schedule(self._prefill_speed)
         outputs, self._ended = self._ended, []
         prefilling = []
@@ -143,6 +161,31 @@ class Engine:
         self._num_steps += bool(chunks)
         self._step_seconds = perf_counter() - started
         return StepOutput(tuple(outputs), tuple(prefilling), self.stats, scores)
+
+    def _admit_compiled(self, grammars: GrammarQueue) -> None:
+        """Queue the requests whose grammars are ready."""
+        for compilation in grammars.take(0.0 if self._has_other_work else _COMPILE_WAIT_SECONDS):
+            request = compilation.request
+            if compilation.error is not None:
+                self._end_early(request, FinishReason.ERROR, compilation.error)
+                continue
+            self._admit(request, [grammars.constraint(compilation) for _ in range(request.sampling.n)])
+            for abort in compilation.aborts:
+                self.abort(abort)
+
+    def _admit(self, request: Submit, constraints: list[Constraint] | list[None]) -> None:
+        sequences = self._sequences(request)
+        for sequence, constraint in zip(sequences, constraints, strict=True):
+            sequence.constraint = constraint
+        self._requests[request.request_id] = sequences
+        self._scheduler.add(list(sequences))
+
+    def _end_early(self, request: Submit, reason: FinishReason, error: str | None = None) -> None:
+        """End a request before it has become sequences."""
+        self._ended += [
+            TokenOutput(request.request_id, i, (), finish_reason=reason, error=error)
+            for i in range(request.sampling.n)
+        ]
 
     def _score(self, *, is_alone: bool) -> tuple[ScoreOutput, ...]:
         """Read on in the texts that wait, for as long as a step beside generating sequences may take."""
@@ -216,7 +259,8 @@ class Engine:
         """Give a sequence its next token, or end it for what went wrong."""
         sequence = chunk.sequence
         if token.error is not None:
-            return self._end(sequence, (), FinishReason.ERROR, error=token.error)
+            error = (sequence.constraint and sequence.constraint.error) or token.error
+            return self._end(sequence, (), FinishReason.ERROR, error=error)
         self._commit(chunk)
         self._num_generation_tokens += 1
         logprobs = () if token.logprobs is None else (token.logprobs,)
@@ -256,7 +300,8 @@ class Engine:
         max_num_tokens = self.ready.max_model_len
         if sampling.max_tokens is not None:
             max_num_tokens = min(max_num_tokens, len(prompt_ids) + sampling.max_tokens)
-        eos_token_ids = frozenset() if sampling.ignore_eos else self._eos_token_ids
+        can_ignore_eos = sampling.ignore_eos and request.grammar is None
+        eos_token_ids = frozenset() if can_ignore_eos else self._eos_token_ids
         self._arrivals += sampling.n
         return [
             Sequence(
@@ -293,6 +338,8 @@ class Engine:
             return "seed must be set"
         if sampling.stop:
             return "stop strings are matched by the caller"
+        if request.grammar is not None and (self._load_tokenizer is None or not self._eos_token_ids):
+            return "the model has no tokenizer, or no token that ends an answer, as a grammar needs"
         return None
 
 

@@ -117,16 +117,29 @@ def check_range(name: str, value: float | None, low: float, high: float) -> None
 
 
 @dataclass(frozen=True, slots=True)
-class Submit:
-    """A request: its prompt's ids, on whose behalf, and how to sample.
+class Grammar:
+    """What an answer must be, from the id `after_id` on; from its start where that is None.
 
-    `sampling.seed` is set, and `sampling.stop` is empty, since text is the caller's business.
+    `text` is as llguidance reads it: Lark, or JSON with a list of grammars.
+    """
+
+    text: str
+    after_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A request: its prompt's ids, on whose behalf, how to sample, and what grammar to hold the answer to.
+
+    `sampling.seed` is set, and `sampling.stop` is empty, since text is the caller's business. A grammar goes
+    before `ignore_eos` and `min_tokens`: an answer that it leaves nothing to add to ends.
     """
 
     request_id: str
     tenant: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
+    grammar: Grammar | None = None
 
 
 class Pooling(StrEnum):
@@ -263,7 +276,16 @@ class StepOutput:
 Message = Submit | Score | Abort | Shutdown | Loading | Ready | Failed | StepOutput
 
 _MESSAGES = (Submit, Score, Abort, Shutdown, Loading, Ready, Failed, StepOutput)
-_PARTS = (ThinkingBudget, SamplingParams, TokenLogprobs, TokenOutput, ScoreOutput, Prefilling, EngineStats)
+_PARTS = (
+    ThinkingBudget,
+    SamplingParams,
+    Grammar,
+    TokenLogprobs,
+    TokenOutput,
+    ScoreOutput,
+    Prefilling,
+    EngineStats,
+)
 
 Decoder = Callable[[Any], Any]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from jinn.engine.messages import FinishReason, SamplingParams
 from jinn.engine.sampler import SampleRow
 from jinn.engine.thinking import Thinking
 from jinn.ops.protocol import IntArray
+
+if TYPE_CHECKING:
+    from jinn.engine.constraint import Constraint
 
 _NO_IDS = np.empty(0, np.int32)
 
@@ -45,6 +49,7 @@ class Sequence:
     status: SequenceStatus = SequenceStatus.WAITING
     counts: TokenCounts | None = None  # where a penalty is set
     thinking: Thinking | None = None  # where thoughts have a budget
+    constraint: Constraint | None = None  # where a grammar is
 
     def __post_init__(self) -> None:
         s = self.sampling
@@ -82,7 +87,9 @@ class Sequence:
 
     def sample_row(self) -> SampleRow:
         """What drawing the token after the last one depends on."""
-        banned = self.ending_ids if len(self.output_ids) < self.sampling.min_tokens else ()
+        is_early = len(self.output_ids) < self.sampling.min_tokens
+        is_early = is_early or (self.sampling.ignore_eos and self.constraint is not None)
+        banned = self.ending_ids if is_early else ()
         seen_ids, output_counts = self.counts.arrays() if self.counts else (_NO_IDS, _NO_IDS)
         forced_id = self.thinking.forced_id() if self.thinking else None
         return SampleRow(
@@ -92,6 +99,7 @@ class Sequence:
             seen_ids,
             output_counts,
             tuple(sorted(banned)),
+            allowed=self.constraint.start_masks()[0] if self.constraint else None,
             target_id=forced_id,
         )
 
@@ -104,6 +112,8 @@ class Sequence:
             self.thinking.advance(token_id)
         if token_id in self.ending_ids:
             return FinishReason.STOP
+        if self.constraint:
+            self.constraint.advance(token_id)
         return FinishReason.LENGTH if self.num_tokens >= self.max_num_tokens else None
 
 
