@@ -33,5 +33,10 @@ def test_nothing_heavy_is_imported(module):
     assert imported_by(module) & NEVER == set()
 
 
+@pytest.mark.parametrize("module", ENTRIES)
+def test_what_only_some_requests_need_is_imported_with_the_first(module):
+    assert "llguidance" not in imported_by(module)
+
+
 def test_a_heavy_import_would_be_seen():
     assert "gguf" in imported_by("gguf")

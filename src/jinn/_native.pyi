@@ -216,8 +216,15 @@ class SampleRequest:
 
     def set_seen(self, ids: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], counts: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
 
+    def set_allowed(self, bits: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None:
+        """
+        Bit i % 32 of word i / 32 says whether id i may be drawn; uint32 [ceil(vocab_size / 32)].
+        """
+
 class Sampled:
-    """The drawn id, -1 where the logits were not finite."""
+    """
+    The drawn id, -1 where the logits were not finite or nothing was left to draw.
+    """
 
     @property
     def token_id(self) -> int: ...

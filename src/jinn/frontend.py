@@ -42,7 +42,8 @@ def load_frontend(path: str | Path, chat_template: str | Path | None = None) -> 
     """
     with open_checkpoint(path) as checkpoint:
         model_of(checkpoint)  # what a model is counts more than what its tokenizer lacks
-        tokenizer, template = _text(checkpoint, has_own_template=chat_template is None)
+        template = _template(checkpoint) if chat_template is None else None
+        tokenizer = _tokenizer(checkpoint)
         defaults = _sampling_defaults(checkpoint)
         pooling = _pooling(checkpoint)
     if chat_template is not None:
@@ -50,16 +51,25 @@ def load_frontend(path: str | Path, chat_template: str | Path | None = None) -> 
     return Frontend(tokenizer, template, defaults, pooling)
 
 
-def _text(checkpoint: Checkpoint, *, has_own_template: bool) -> tuple[Tokenizer, ChatTemplate | None]:
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Read a model's tokenizer alone. Raises as `load_frontend`."""
+    with open_checkpoint(path) as checkpoint:
+        return _tokenizer(checkpoint)
+
+
+def _template(checkpoint: Checkpoint) -> ChatTemplate | None:
     if checkpoint.kind == "gguf":
-        metadata = checkpoint.config_source
-        template = ChatTemplate.from_gguf(metadata) if has_own_template else None
-        try:
-            return Tokenizer.from_gguf(metadata), template
-        except ValueError as error:
-            raise WeightsError(f"{checkpoint.path}: {error}") from None
-    template = ChatTemplate.from_folder(checkpoint.path) if has_own_template else None
-    return Tokenizer.from_folder(checkpoint.path), template
+        return ChatTemplate.from_gguf(checkpoint.config_source)
+    return ChatTemplate.from_folder(checkpoint.path)
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    if checkpoint.kind != "gguf":
+        return Tokenizer.from_folder(checkpoint.path)
+    try:
+        return Tokenizer.from_gguf(checkpoint.config_source)
+    except ValueError as error:
+        raise WeightsError(f"{checkpoint.path}: {error}") from None
 
 
 def _sampling_defaults(checkpoint: Checkpoint) -> SamplingParams:

@@ -66,7 +66,7 @@ def test_flags_go_before_the_file(run, served, tiny_path, tmp_path):
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("prot = 1", "unknown setting prot; known are activations, api_key"),
+        ("prot = 1", "unknown setting prot; known are activations, allowed_hosts"),
         ("num_threads = 1", "unknown setting num_threads"),
         ('port = "1"', "port must not be of type str"),
         ("port = true", "port must not be of type bool"),
@@ -88,7 +88,7 @@ def test_config_files_are_checked(fail, served, tiny_path, tmp_path, text, error
 @pytest.mark.parametrize(
     ("flags", "error"),
     [
-        (["--host", "0.0.0.0"], "api_key must be set"),  # noqa: S104
+        (["--host", "0.0.0.0"], "api_keys must be set"),  # noqa: S104
         (["--port", 70000], "port must be between"),
         (["--cache-memory", "2G"], "size '2G'"),
         (["--kv-cache-dtype", "f8"], "kv_cache_dtype must be one of"),

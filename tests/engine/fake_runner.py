@@ -6,12 +6,14 @@ A wrong block, a forgotten copy or a block given to two sequences changes what f
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
+from letters import LetterTokenizer
 
 from jinn.engine.config import EngineConfig, ModelInfo
 from jinn.engine.drafting import Drafter
@@ -157,9 +159,14 @@ class PoisonedBlocks(list[int]):
             self.append(block)
 
 
-def make_engine(runner: FakeRunner, drafter: Drafter | None = None, **settings: object) -> Engine:
+def make_engine(
+    runner: FakeRunner,
+    drafter: Drafter | None = None,
+    load_tokenizer: Callable[[], object] = LetterTokenizer,
+    **settings: object,
+) -> Engine:
     settings = {"max_model_len": min(64, runner.num_blocks * runner.block_size), **settings}
-    info = ModelInfo(max_model_len=1 << 20, eos_token_ids=(EOS,), system_fingerprint="fake")
+    info = ModelInfo(1 << 20, (EOS,), "fake", load_tokenizer=load_tokenizer)
     engine = Engine(runner, info, EngineConfig(model="fake", **settings), drafter)
     engine._cache._free = PoisonedBlocks(engine._cache._free, runner.slots)
     return engine
@@ -202,7 +209,7 @@ def solo(request: Submit, index: int = 0, **runner_settings: object) -> tuple[ob
     if runner_settings.get("num_state_slots"):
         runner_settings["num_state_slots"] = 64
     engine = make_engine(FakeRunner(64, 16, **runner_settings))
-    engine.submit(Submit("solo", "solo", request.prompt_ids, sampling))
+    engine.submit(replace(request, request_id="solo", tenant="solo", sampling=sampling))
     return answer(collect(run(engine))["solo", 0])
 
 

@@ -18,7 +18,15 @@ from fake_runner import (
 )
 
 from jinn.engine.cache import IntegrityError
-from jinn.engine.messages import Abort, FinishReason, SamplingParams, Submit, decode, encode
+from jinn.engine.messages import (
+    Abort,
+    FinishReason,
+    SamplingParams,
+    Submit,
+    ThinkingBudget,
+    decode,
+    encode,
+)
 
 
 def make_request(name="r", prompt=range(1, 11), tenant="t", **sampling):
@@ -283,6 +291,7 @@ def test_a_request_that_bans_everything_ends_with_an_error():
         (make_request(prompt=[2**40]), "vocabulary"),
         (make_request(logit_bias={23: 1.0}), "logit_bias"),
         (make_request(stop_token_ids=(23,)), "stop_token_ids"),
+        (make_request(thinking_budget=ThinkingBudget(1, None, 3, (3, 23))), "thinking_budget"),
         (make_request(seed=None), "seed"),
         (make_request(stop=("a",)), "stop"),
     ],

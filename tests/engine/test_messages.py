@@ -23,6 +23,7 @@ from jinn.engine.messages import (
     Shutdown,
     StepOutput,
     Submit,
+    ThinkingBudget,
     TokenLogprobs,
     TokenOutput,
     decode,
@@ -48,6 +49,7 @@ sampling = st.builds(
     stop_token_ids=token_ids,
     ignore_eos=st.booleans(),
     seed=st.none() | st.integers(0, MAX_SEED),
+    thinking_budget=st.none() | st.just(ThinkingBudget(5, None, 2, (1, 2))),
 )
 outputs = st.builds(
     TokenOutput,

@@ -24,10 +24,27 @@ NEAR = 1e-5
 
 
 def row_of(
-    sampling=None, seed=0, position=0, seen_ids=NO_IDS, output_counts=NO_IDS, banned_ids=(), **settings
+    sampling=None,
+    seed=0,
+    position=0,
+    seen_ids=NO_IDS,
+    output_counts=NO_IDS,
+    banned_ids=(),
+    allowed=None,
+    **settings,
 ):
     sampling = sampling or SamplingParams(**settings)
-    return SampleRow(sampling, seed, position, seen_ids, output_counts, tuple(banned_ids))
+    bits = None if allowed is None else np.packbits(allowed, bitorder="little")
+    words = None if bits is None else np.pad(bits, (0, -len(bits) % 4)).view(np.uint32)
+    return SampleRow(
+        sampling,
+        seed,
+        position,
+        seen_ids,
+        output_counts,
+        tuple(banned_ids),
+        allowed=None if words is None else lambda: words,
+    )
 
 
 def native(isa, logits, row):
@@ -52,8 +69,15 @@ def random_row(rng, vocab_size):
     seen_ids = rng.choice(vocab_size, num_seen, replace=False).astype(np.int32)
     counts = rng.integers(0, 4, num_seen).astype(np.int32)
     banned_ids = rng.choice(vocab_size, num_banned, replace=False).tolist()
+    allowed = [None, None, rng.random(vocab_size) < 0.5, rng.random(vocab_size) < 0.01][rng.integers(4)]
     return row_of(
-        sampling, int(rng.integers(0, 2**63)), int(rng.integers(0, 9999)), seen_ids, counts, banned_ids
+        sampling,
+        int(rng.integers(0, 2**63)),
+        int(rng.integers(0, 9999)),
+        seen_ids,
+        counts,
+        banned_ids,
+        allowed,
     )
 
 
@@ -154,6 +178,43 @@ def test_minus_infinity_is_never_drawn(isa):
     assert drawn == {7, 50}
     assert native(isa, logits, row_of(temperature=0.0, banned_ids=(7,))).token_id == 50
     assert native(isa, logits, row_of(banned_ids=(7, 50))).token_id == -1
+
+
+@BY_ISA
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("top_k", [0, 1, 3])
+def test_only_what_is_allowed_is_drawn(isa, temperature, top_k):
+    """Also an id of a last word that is not full. A ban gives way where it leaves nothing."""
+    rng = np.random.default_rng(4)
+    logits = rng.standard_normal(70).astype(np.float32)
+    allowed = np.isin(np.arange(70), [3, 69])
+    for banned, expected in (((), {3, 69}), ((3,), {69}), ((3, 69), {3, 69}), ((3, 5, 69), {3, 69})):
+        for seed in range(50):
+            row = row_of(
+                temperature=temperature,
+                top_k=top_k,
+                seed=seed,
+                allowed=allowed,
+                banned_ids=banned,
+                logprobs=1,
+            )
+            sampled, plain = native(isa, logits, row), sampler.sample(logits, row)
+            assert sampled.token_id == plain.token_id
+            assert sampled.token_id in expected
+            assert sampled.top_ids == [int(logits.argmax())]  # of the model itself
+
+
+@BY_ISA
+def test_nothing_allowed_is_an_error(isa):
+    row = row_of(allowed=np.zeros(100, np.bool_), banned_ids=(3,))
+    assert native(isa, np.zeros(100, np.float32), row).token_id == -1
+    assert sampler.sample(np.zeros(100, np.float32), row).error == sampler.NOTHING_LEFT
+
+
+@BY_ISA
+def test_a_set_of_another_vocabulary_is_refused(isa):
+    with pytest.raises(ValueError, match="a bit per id"):
+        native(isa, np.zeros(100, np.float32), row_of(allowed=np.ones(64, np.bool_)))
 
 
 @BY_ISA

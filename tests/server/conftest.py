@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -24,13 +26,23 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 @pytest.fixture
+def restored_signals() -> Iterator[None]:
+    """Puts back the signal handlers that serving sets."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
 def engine() -> FakeEngine:
     return FakeEngine()
 
 
 @pytest.fixture
 def config() -> ServerConfig:
-    return ServerConfig(served_model_name="tiny/model")
+    return ServerConfig(served_model_name="tiny/model", allowed_hosts=("test",))
 
 
 @pytest.fixture

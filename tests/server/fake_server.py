@@ -21,7 +21,7 @@ from jinn.server.service import Service
 async def main() -> None:
     configure_logging("info")
     engine = FakeEngine(step_seconds=0.02)
-    config = ServerConfig(drain_seconds=float(sys.argv[1]))
+    config = ServerConfig(drain_seconds=float(sys.argv[1]), allowed_hosts=("*",))
     service = Service(config, engine, ByteTokenizer(), encode_chat, file_name="tiny.gguf")
     listener = bind("127.0.0.1", 0)
     print(listener.getsockname()[1], flush=True)

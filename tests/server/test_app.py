@@ -129,7 +129,7 @@ class TestKeys:
     async def test_tenant_is_not_the_key(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
         await self.call(client, CHAT, authorization=f"Bearer {KEY}")
         (submit,) = engine.submitted
-        assert len(submit.tenant) == 32
+        assert submit.tenant == "key:default"
         assert KEY not in repr(submit)
 
     async def test_key_is_nowhere_in_logs(

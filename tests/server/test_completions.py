@@ -248,7 +248,7 @@ async def test_model_names(client: httpx.AsyncClient, name: str) -> None:
 class TestTolerant:
     @pytest.fixture
     def config(self) -> ServerConfig:
-        return ServerConfig(tolerate_unknown_fields=True)
+        return ServerConfig(tolerate_unknown_fields=True, allowed_hosts=("test",))
 
     async def test_ignored_fields_are_named(self, client: httpx.AsyncClient) -> None:
         message = {"role": "user", "content": "x", "colour": 1}

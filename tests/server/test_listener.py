@@ -29,6 +29,7 @@ from .conftest import chat_body
 from .fakes import ANSWER, ByteTokenizer, FakeEngine, encode_chat
 
 CHAT = "/v1/chat/completions"
+CONFIG = ServerConfig(allowed_hosts=("x", "127.0.0.1"))
 
 
 class Client:
@@ -102,7 +103,7 @@ def test_vanished_clients_leave_nothing(num_clients: int) -> None:
 
 async def _vanish(num_clients: int) -> None:
     engine = FakeEngine(step_seconds=0.005)
-    service = Service(ServerConfig(), engine, ByteTokenizer(), encode_chat, file_name="tiny.gguf")
+    service = Service(CONFIG, engine, ByteTokenizer(), encode_chat, file_name="tiny.gguf")
     await service.start()
     async with serving(App(service)) as port:
 
@@ -138,7 +139,7 @@ def test_disconnect_stops_the_engine_within_two_steps(stream: bool) -> None:
 
 async def _steps_after_disconnect(stream: bool) -> None:
     engine = FakeEngine(step_seconds=None)
-    service = Service(ServerConfig(), engine, ByteTokenizer(), encode_chat, file_name="tiny.gguf")
+    service = Service(CONFIG, engine, ByteTokenizer(), encode_chat, file_name="tiny.gguf")
     await service.start()
     async with serving(App(service)) as port:
         connection = await Client.send(port, stream=stream)

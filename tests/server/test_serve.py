@@ -133,7 +133,7 @@ def test_model_that_is_none(tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def _restore() -> Iterator[None]:
     """Put back what `serve` sets for its whole process: signal handlers and logging."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     root = logging.getLogger()
     log_handlers, level = root.handlers[:], root.level
     yield

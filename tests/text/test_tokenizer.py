@@ -105,6 +105,8 @@ def test_properties_agree_between_gguf_and_folder(name: str) -> None:
     assert from_gguf.vocab_size == from_folder.vocab_size + 9
     for token_id in range(from_folder.vocab_size):
         assert from_gguf.token_bytes(token_id) == from_folder.token_bytes(token_id)
+    for tokenizer in (from_gguf, from_folder):
+        assert tokenizer.vocabulary() == [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
 
 
 def test_smollm2_properties() -> None:

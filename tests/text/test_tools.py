@@ -228,7 +228,7 @@ def test_xml_oddities() -> None:
     between = read("qwen_xml", xml(f"Let me see.\n{city}"))
     assert between == AssistantMessage(content="\nLet me see.", tool_calls=calls(("weather", PARIS)))
     bad_name = read("qwen_xml", xml(f"<parameter=\n>{city}"))
-    assert bad_name == AssistantMessage(content="<parameter=\n>", tool_calls=calls(("weather", PARIS)))
+    assert bad_name == AssistantMessage(content="\n<parameter=\n>", tool_calls=calls(("weather", PARIS)))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from jinn.server.config import ServerConfig
 
 _ENGINE_SETTINGS = {field.name for field in fields(EngineConfig)}
 _SERVER_SETTINGS = {field.name for field in fields(ServerConfig)}
+_LISTS = ("allowed_hosts", "allowed_origins")
 _SIZES = ("cache_memory", "tenant_cache_memory", "state_memory")
 
 
@@ -73,6 +74,40 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option(help="The key that clients must send.", show_default="none is needed")
     ] = None,
+    api_keys: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Names and their keys, one a line; read again on change.", show_default=False
+        ),
+    ] = None,
+    allowed_hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A Host to answer to; repeat it for more.",
+            show_default="any with keys, else this machine's own names",
+        ),
+    ] = None,
+    allowed_origins: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="Whose web pages may call, such as https://chat.example; repeat it for more.",
+            show_default="none",
+        ),
+    ] = None,
+    tls_certificate: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Serve https with this chain.", show_default=False)
+    ] = None,
+    tls_key: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The certificate's private key.", show_default=False)
+    ] = None,
+    unix_socket: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Listen on this socket instead of host and port.", show_default=False
+        ),
+    ] = None,
     served_model_name: Annotated[
         str | None, typer.Option(help="The model's name in the API.", show_default="the file's")
     ] = None,
@@ -109,6 +144,12 @@ def serve(
         "num_speculative_tokens": num_speculative_tokens,
         "draft_model": draft_model,
         "api_key": api_key,
+        "api_keys": api_keys,
+        "allowed_hosts": allowed_hosts,
+        "allowed_origins": allowed_origins,
+        "tls_certificate": tls_certificate,
+        "tls_key": tls_key,
+        "unix_socket": unix_socket,
         "served_model_name": served_model_name,
         "chat_template": chat_template,
         "log_level": log_level,
@@ -148,7 +189,8 @@ def _types(name: str) -> set[type]:
     hints = get_type_hints(EngineConfig) | get_type_hints(ServerConfig)
     hint = hints["num_threads" if name == "threads" else name]
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    types = {str if get_origin(part) is Literal else part for part in parts}
+    names = {Literal: str, tuple: list}
+    types = {names.get(get_origin(part), part) for part in parts}
     return types | ({int} if float in types else set()) | ({str} if name in _SIZES else set())
 
 
@@ -162,6 +204,9 @@ def make_configs(settings: dict[str, Any]) -> tuple[ServerConfig, EngineConfig]:
     for name in _SIZES:
         if isinstance(values.get(name), str):
             values[name] = parse_size(values[name])
+    for name in _LISTS:
+        if name in values:
+            values[name] = tuple(map(str, values[name]))
     server = {name: value for name, value in values.items() if name in _SERVER_SETTINGS}
     engine = {name: value for name, value in values.items() if name in _ENGINE_SETTINGS}
     engine["model"] = str(resolve_model(engine.get("model")))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from jinn.engine.messages import check_range
+
+if TYPE_CHECKING:
+    from jinn.text.tokenizer import Tokenizer
 
 KVCacheDtype = Literal["bf16", "int8", "f32"]
 Activations = Literal["int12", "int8", "bf16", "f32"]
@@ -83,6 +87,7 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]
     system_fingerprint: str  # names the weights, the build and the ISA path
     notes: tuple[str, ...] = ()  # automatic choices made while loading, each with its reason
+    load_tokenizer: Callable[[], Tokenizer] | None = None  # called once, if a request has a grammar
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

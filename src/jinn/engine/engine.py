@@ -26,7 +26,7 @@ from jinn.engine.messages import (
     Submit,
     TokenOutput,
 )
-from jinn.engine.sampler import SampledToken, SampleRow
+from jinn.engine.sampler import SampledToken
 from jinn.engine.scheduler import Chunk, Scheduler, SchedulerConfig
 from jinn.engine.scoring import SCRATCH_TENANT, Scorer
 from jinn.engine.sequence import Sequence
@@ -34,11 +34,14 @@ from jinn.engine.states import StatePool
 from jinn.ops.protocol import IntArray
 
 if TYPE_CHECKING:
+    from jinn.engine.constraint import Constraint
     from jinn.engine.drafting import Drafter
+    from jinn.engine.grammars import GrammarQueue
     from jinn.engine.runner import Runner
 
 logger = logging.getLogger(__name__)
 
+_COMPILE_WAIT_SECONDS = 0.01  # of a step that has nothing else to do
 _MIN_TIMED_TOKENS = 16  # a step with fewer prompt tokens says little of the speed of prefill
 
 
@@ -65,6 +68,8 @@ class Engine:
         self._drafter = drafter
         self._scorer = Scorer(runner, self._cache, self._states)
         self._eos_token_ids = frozenset(info.eos_token_ids)
+        self._load_tokenizer = info.load_tokenizer
+        self._grammars: GrammarQueue | None = None  # from the first request that has one
         self._requests: dict[str, list[Sequence]] = {}  # the choices that have not ended
         self._arrivals = 0
         self._ended: list[TokenOutput] = []  # outside of a step, to be told by the next
@@ -86,6 +91,11 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do or tell anything."""
+        is_compiling = self._grammars is not None and self._grammars.has_work
+        return is_compiling or self._has_other_work
+
+    @property
+    def _has_other_work(self) -> bool:
         return self._scheduler.has_work or self._scorer.has_work or bool(self._ended)
 
     @property
@@ -116,17 +126,21 @@ class Engine:
 
         Raises ValueError if a request with this id has not ended.
         """
-        if request.request_id in self._requests:
+        is_compiling = self._grammars is not None and request.request_id in self._grammars
+        if is_compiling or request.request_id in self._requests:
             raise ValueError(f"request {request.request_id} is already being served")
         if refusal := self._refusal(request):
-            self._ended += [
-                TokenOutput(request.request_id, i, (), finish_reason=FinishReason.ERROR, error=refusal)
-                for i in range(request.sampling.n)
-            ]
-            return
-        sequences = self._sequences(request)
-        self._requests[request.request_id] = sequences
-        self._scheduler.add(list(sequences))
+            self._end_early(request, FinishReason.ERROR, refusal)
+        elif request.grammar is not None and self._load_tokenizer is not None:
+            if self._grammars is None:
+                from jinn.engine.grammars import GrammarQueue
+
+                self._grammars = GrammarQueue(
+                    self._load_tokenizer, self._runner.vocab_size, self._eos_token_ids
+                )
+            self._grammars.add(request, request.grammar)
+        else:
+            self._admit(request, [None] * request.sampling.n)
 
     def score(self, request: Score) -> None:
         """Queue a text to be read; see `Score`. One that cannot be ends with an error in a step's output."""
@@ -135,6 +149,8 @@ class Engine:
     def abort(self, request: Abort) -> None:
         """Stop a request, or one choice of it, and free what it holds. Unknown ids are ignored."""
         self._scorer.abort(request.request_id)
+        if self._grammars is not None and (compiling := self._grammars.abort(request)):
+            self._end_early(compiling, FinishReason.ABORT)
         for sequence in list(self._requests.get(request.request_id, ())):
             if request.index is None or request.index == sequence.index:
                 self._ended.append(self._end(sequence, FinishReason.ABORT))
@@ -142,6 +158,8 @@ class Engine:
     def step(self) -> StepOutput:
         """Compute one batch, draw a token for each sequence whose turn it is, and tell what came of it."""
         started = perf_counter()
+        if self._grammars is not None and self._grammars.has_work:
+            self._admit_compiled(self._grammars)
         chunks = self._scheduler.schedule(self._prefill_speed)
         outputs, self._ended = self._ended, []
         prefilling = []
@@ -159,6 +177,31 @@ class Engine:
         self._num_steps += bool(chunks)
         self._step_seconds = perf_counter() - started
         return StepOutput(tuple(outputs), tuple(prefilling), self.stats, scores)
+
+    def _admit_compiled(self, grammars: GrammarQueue) -> None:
+        """Queue the requests whose grammars are ready."""
+        for compilation in grammars.take(0.0 if self._has_other_work else _COMPILE_WAIT_SECONDS):
+            request = compilation.request
+            if compilation.error is not None:
+                self._end_early(request, FinishReason.ERROR, compilation.error)
+                continue
+            self._admit(request, [grammars.constraint(compilation) for _ in range(request.sampling.n)])
+            for abort in compilation.aborts:
+                self.abort(abort)
+
+    def _admit(self, request: Submit, constraints: list[Constraint] | list[None]) -> None:
+        sequences = self._sequences(request)
+        for sequence, constraint in zip(sequences, constraints, strict=True):
+            sequence.constraint = constraint
+        self._requests[request.request_id] = sequences
+        self._scheduler.add(list(sequences))
+
+    def _end_early(self, request: Submit, reason: FinishReason, error: str | None = None) -> None:
+        """End a request before it has become sequences."""
+        self._ended += [
+            TokenOutput(request.request_id, i, (), finish_reason=reason, error=error)
+            for i in range(request.sampling.n)
+        ]
 
     def _score(self, *, is_alone: bool) -> tuple[ScoreOutput, ...]:
         """Read on in the texts that wait, for as long as a step beside generating sequences may take."""
@@ -212,7 +255,7 @@ class Engine:
             return []
         started = perf_counter()
         try:
-            rows = [row for chunk in chunks for row in _sample_rows(chunk)]
+            rows = [row for c in chunks if c.is_last for row in c.sequence.sample_rows(c.drafts)]
             drawn = list(self._runner.step(batch_of(chunks), rows))
         except Exception:
             if len(chunks) == 1:
@@ -235,7 +278,8 @@ class Engine:
         """Give a sequence the tokens drawn while its drafts were right, or end it for what went wrong."""
         sequence = chunk.sequence
         if tokens[0].error is not None:
-            return self._end(sequence, FinishReason.ERROR, error=tokens[0].error)
+            error = (sequence.constraint and sequence.constraint.error) or tokens[0].error
+            return self._end(sequence, FinishReason.ERROR, error=error)
         taken, reason = _append(sequence, tokens, chunk.drafts)
         num_accepted = len(taken) - 1
         self._commit(chunk, num_accepted)
@@ -285,7 +329,8 @@ class Engine:
         max_num_tokens = self.ready.max_model_len
         if sampling.max_tokens is not None:
             max_num_tokens = min(max_num_tokens, len(prompt_ids) + sampling.max_tokens)
-        eos_token_ids = frozenset() if sampling.ignore_eos else self._eos_token_ids
+        can_ignore_eos = sampling.ignore_eos and request.grammar is None
+        eos_token_ids = frozenset() if can_ignore_eos else self._eos_token_ids
         self._arrivals += sampling.n
         return [
             Sequence(
@@ -317,10 +362,14 @@ class Engine:
             return f"logit_bias has a token id outside the vocabulary of {vocab_size}"
         if any(token_id >= vocab_size for token_id in sampling.stop_token_ids):
             return f"stop_token_ids has a token id outside the vocabulary of {vocab_size}"
+        if sampling.thinking_budget and max(sampling.thinking_budget.token_ids) >= vocab_size:
+            return f"thinking_budget has a token id outside the vocabulary of {vocab_size}"
         if sampling.seed is None:
             return "seed must be set"
         if sampling.stop:
             return "stop strings are matched by the caller"
+        if request.grammar is not None and (self._load_tokenizer is None or not self._eos_token_ids):
+            return "the model has no tokenizer, or no token that ends an answer, as a grammar needs"
         return None
 
 
@@ -331,13 +380,6 @@ def _state_pool(runner: Runner, config: EngineConfig) -> StatePool | None:
     quota = config.tenant_cache_memory
     quota_slots = None if quota is None else runner.num_state_slots * quota // config.cache_memory
     return StatePool(runner.num_state_slots, runner.copy_state, quota_slots)
-
-
-def _sample_rows(chunk: Chunk) -> list[SampleRow]:
-    """One for each logit row of the chunk."""
-    if not chunk.is_last:
-        return []
-    return [chunk.sequence.sample_row(chunk.drafts[:count]) for count in range(len(chunk.drafts) + 1)]
 
 
 def _append(

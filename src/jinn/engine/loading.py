@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from jinn.ops.native import Recording, compile_program, fuse, record, record_hid
 from jinn.weights.checkpoint import Checkpoint, open_checkpoint
 from jinn.weights.errors import WeightsError
 from jinn.weights.quantize import dequantize
+
+if TYPE_CHECKING:
+    from jinn.text.tokenizer import Tokenizer
 
 _MAX_SLOTS_PER_SEQUENCE = 16  # recurrent states: its own and snapshots
 _SAMPLED_BYTES = 256  # of each end of a tensor
@@ -184,8 +188,17 @@ def model_info(model: Model, checkpoint: Checkpoint, arithmetic: str) -> ModelIn
     """What the engine needs to know besides the runner."""
     defaults = generation_defaults(checkpoint)
     return ModelInfo(
-        model.max_position_embeddings, defaults.eos_token_ids, fingerprint(checkpoint, arithmetic)
+        model.max_position_embeddings,
+        defaults.eos_token_ids,
+        fingerprint(checkpoint, arithmetic),
+        load_tokenizer=partial(_load_tokenizer, checkpoint.path),
     )
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
+    from jinn.frontend import load_tokenizer
+
+    return load_tokenizer(path)
 
 
 def fingerprint(checkpoint: Checkpoint, arithmetic: str) -> str:

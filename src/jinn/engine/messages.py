@@ -28,6 +28,31 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ThinkingBudget:
+    """The most tokens that a model may think before it answers; then `closing_ids` take the place of its own.
+
+    The thoughts begin after `start_id`, or with the answer itself where that is None, and end with `end_id`.
+
+    Raises ValueError naming the field.
+    """
+
+    max_tokens: int
+    start_id: int | None
+    end_id: int
+    closing_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_range("thinking_budget", self.max_tokens, 0, 2**31 - 1)
+        if self.end_id not in self.closing_ids:
+            raise ValueError("thinking_budget must close with the id that ends the thoughts")
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All ids that it names."""
+        return (self.end_id, *self.closing_ids, *(() if self.start_id is None else (self.start_id,)))
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are chosen, and when to stop.
 
@@ -54,6 +79,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     seed: int | None = None
+    thinking_budget: ThinkingBudget | None = None
 
     def __post_init__(self) -> None:
         check_range("n", self.n, 1, 128)
@@ -91,10 +117,22 @@ def check_range(name: str, value: float | None, low: float, high: float) -> None
 
 
 @dataclass(frozen=True, slots=True)
-class Submit:
-    """A request: its prompt's ids, on whose behalf, and how to sample.
+class Grammar:
+    """What an answer must be, from the id `after_id` on; from its start where that is None.
 
-    `sampling.seed` is set, and `sampling.stop` is empty, since text is the caller's business. Of a chat,
+    `text` is as llguidance reads it: Lark, or JSON with a list of grammars.
+    """
+
+    text: str
+    after_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A request: its prompt's ids, on whose behalf, how to sample, and what grammar to hold the answer to.
+
+    `sampling.seed` is set, and `sampling.stop` is empty, since text is the caller's business. A grammar goes
+    before `ignore_eos` and `min_tokens`: an answer that it leaves nothing to add to ends. Of a chat,
     `turn_starts` tells where in the prompt what each message says begins: others may share what is before.
     """
 
@@ -102,6 +140,7 @@ class Submit:
     tenant: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
+    grammar: Grammar | None = None
     turn_starts: tuple[int, ...] = ()
 
 
@@ -246,7 +285,16 @@ class StepOutput:
 Message = Submit | Score | Abort | Shutdown | Loading | Ready | Failed | StepOutput
 
 _MESSAGES = (Submit, Score, Abort, Shutdown, Loading, Ready, Failed, StepOutput)
-_PARTS = (SamplingParams, TokenLogprobs, TokenOutput, ScoreOutput, Prefilling, EngineStats)
+_PARTS = (
+    ThinkingBudget,
+    SamplingParams,
+    Grammar,
+    TokenLogprobs,
+    TokenOutput,
+    ScoreOutput,
+    Prefilling,
+    EngineStats,
+)
 
 Decoder = Callable[[Any], Any]
 

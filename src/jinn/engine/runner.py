@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from jinn import _native
 from jinn.engine.messages import TokenLogprobs
-from jinn.engine.sampler import SampledToken, SampleRow
+from jinn.engine.sampler import NOT_FINITE, NOTHING_LEFT, SampledToken, SampleRow
 from jinn.ops.native import batch_arrays
 from jinn.ops.protocol import Batch
 
@@ -157,6 +157,8 @@ def sample_request(row: SampleRow) -> _native.SampleRequest:
         request.presence_penalty = sampling.presence_penalty
         request.frequency_penalty = sampling.frequency_penalty
         request.set_seen(row.seen_ids, row.output_counts)
+    if row.allowed is not None:
+        request.set_allowed(row.allowed())
     return request
 
 
@@ -165,9 +167,7 @@ def _sampled_token(sampled: _native.Sampled, row: SampleRow) -> SampledToken:
         top = tuple(zip(sampled.top_ids, sampled.top_logprobs, strict=True))
         return SampledToken(row.target_id, TokenLogprobs(-math.inf, top))
     if sampled.token_id < 0:
-        return SampledToken(
-            -1, error="the model's logits are not finite, or min_tokens leaves no token to draw"
-        )
+        return SampledToken(-1, error=f"{NOT_FINITE}, or {NOTHING_LEFT}")
     if row.sampling.logprobs is None:
         return SampledToken(sampled.token_id)
     top = tuple(zip(sampled.top_ids, sampled.top_logprobs, strict=True))

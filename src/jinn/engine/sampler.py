@@ -7,6 +7,7 @@ All arithmetic is in float64. Sums over ids are taken one by one in ascending id
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,11 @@ from jinn.engine.messages import SamplingParams, TokenLogprobs
 
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.intp]
+IdBits = npt.NDArray[np.uint32]
+"""A set of ids, packed: bit `i % 32` of word `i // 32` stands for id i; [ceil(vocab_size / 32)]."""
+
+NOT_FINITE = "the model's logits are not finite"
+NOTHING_LEFT = "min_tokens leaves no token to draw"
 
 _UINT64 = 2**64 - 1
 
@@ -29,7 +35,8 @@ class SampleRow:
     position: int  # the drawn token's index in its sequence
     seen_ids: npt.NDArray[np.int32]  # distinct ids of prompt and output; empty where no penalty is set
     output_counts: npt.NDArray[np.int32]  # how often each of them was generated
-    banned_ids: tuple[int, ...] = ()  # ids that would end the sequence before min_tokens
+    banned_ids: tuple[int, ...] = ()  # distinct ids that would end the sequence too early
+    allowed: Callable[[], IdBits] | None = None  # asked for once the logits are there; None: every id
     target_id: int | None = None  # the id to take, whatever is likely: its log-probability is what is wanted
 
 
@@ -52,12 +59,12 @@ def sample(logits: npt.NDArray[np.float32], row: SampleRow) -> SampledToken:
     An id that is -inf is never drawn. A NaN, a +inf, or nothing left to draw gives an error.
     """
     if not math.isfinite(logits.max()):
-        return SampledToken(-1, error="the model's logits are not finite")
+        return SampledToken(-1, error=NOT_FINITE)
     if row.target_id is not None:
         return SampledToken(row.target_id, _logprobs(logits, row.target_id, row.sampling.logprobs))
     values = adjusted(logits, row)
     if values.max() == -math.inf:
-        return SampledToken(-1, error="min_tokens leaves no token to draw")
+        return SampledToken(-1, error=NOTHING_LEFT)
     if row.sampling.temperature == 0.0:
         token_id = int(values.argmax())
     else:
@@ -68,14 +75,21 @@ def sample(logits: npt.NDArray[np.float32], row: SampleRow) -> SampledToken:
 def adjusted(logits: npt.NDArray[np.float32], row: SampleRow) -> Floats:
     """The logits in float64 after, in this order:
 
-    1. `x[banned] = -inf`
-    2. `x[id] += bias` for each id of logit_bias
-    3. for each seen id: `x / repetition_penalty` if x > 0, else `x * repetition_penalty`
-    4. for each generated id: `x -= presence_penalty`, then `x -= frequency_penalty * count`
+    1. `x = -inf` for each id that is not allowed
+    2. `x[banned] = -inf`, unless every id that is allowed is banned
+    3. `x[id] += bias` for each id of logit_bias
+    4. for each seen id: `x / repetition_penalty` if x > 0, else `x * repetition_penalty`
+    5. for each generated id: `x -= presence_penalty`, then `x -= frequency_penalty * count`
     """
     sampling = row.sampling
     values = logits.astype(np.float64)
-    values[list(row.banned_ids)] = -math.inf
+    banned = list(row.banned_ids)
+    if row.allowed is not None:
+        is_allowed = unpacked(row.allowed(), len(values))
+        values[~is_allowed] = -math.inf
+        if is_allowed[banned].sum() == is_allowed.sum():
+            banned = []
+    values[banned] = -math.inf
     for token_id, bias in sampling.logit_bias.items():
         values[token_id] += bias
     seen = row.seen_ids
@@ -86,6 +100,11 @@ def adjusted(logits: npt.NDArray[np.float32], row: SampleRow) -> Floats:
         values[seen] -= sampling.presence_penalty * (row.output_counts > 0)
         values[seen] -= sampling.frequency_penalty * row.output_counts
     return values
+
+
+def unpacked(bits: IdBits, vocab_size: int) -> npt.NDArray[np.bool_]:
+    """Whether each id is in the set, bool [vocab_size]."""
+    return np.unpackbits(bits.view(np.uint8), count=vocab_size, bitorder="little").astype(np.bool_)
 
 
 def draw(values: Floats, sampling: SamplingParams, u: float) -> int:

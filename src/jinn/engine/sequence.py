@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jinn.engine.cache import BlockTable, IntegrityError
 from jinn.engine.messages import FinishReason, SamplingParams
-from jinn.engine.sampler import SampleRow
+from jinn.engine.sampler import IdBits, SampleRow
+from jinn.engine.thinking import Thinking
 from jinn.ops.protocol import IntArray
+
+if TYPE_CHECKING:
+    from jinn.engine.constraint import Constraint
 
 _NO_IDS = np.empty(0, np.int32)
 
@@ -50,11 +56,15 @@ class Sequence:
     num_pending_tokens: int = 0  # computed tokens that it takes in with the next step
     cuts: tuple[int, ...] = ()  # positions at which its prompt is cut for snapshots
     counts: TokenCounts | None = None  # where a penalty is set
+    thinking: Thinking | None = None  # where thoughts have a budget
+    constraint: Constraint | None = None  # where a grammar is
 
     def __post_init__(self) -> None:
         s = self.sampling
         if s.repetition_penalty != 1.0 or s.presence_penalty != 0.0 or s.frequency_penalty != 0.0:
             self.counts = TokenCounts(self.prompt_ids)
+        if s.thinking_budget is not None:
+            self.thinking = Thinking.start(s.thinking_budget)
 
     @property
     def table(self) -> BlockTable:
@@ -96,18 +106,42 @@ class Sequence:
 
     def sample_row(self, drafts: tuple[int, ...] = ()) -> SampleRow:
         """What drawing the token after the last one, and after drafts that were right, depends on."""
-        banned = self.ending_ids if len(self.output_ids) + len(drafts) < self.sampling.min_tokens else ()
+        return self.sample_rows(drafts)[-1]
+
+    def sample_rows(self, drafts: tuple[int, ...] = ()) -> list[SampleRow]:
+        """Of the last token and of each draft, what drawing the one after it depends on."""
+        if self.constraint is None:
+            return [self._sample_row(drafts[:count], None) for count in range(len(drafts) + 1)]
+        masks = self.constraint.start_masks(drafts)
+        return [self._sample_row(drafts[:count], mask) for count, mask in enumerate(masks)]
+
+    def _sample_row(self, drafts: tuple[int, ...], allowed: Callable[[], IdBits] | None) -> SampleRow:
+        is_early = len(self.output_ids) + len(drafts) < self.sampling.min_tokens
+        is_early = is_early or (self.sampling.ignore_eos and self.constraint is not None)
+        banned = self.ending_ids if is_early else ()
         seen_ids, output_counts = self.counts.arrays(drafts) if self.counts else (_NO_IDS, _NO_IDS)
-        position = self.num_tokens + len(drafts)
-        return SampleRow(self.sampling, self.seed, position, seen_ids, output_counts, tuple(sorted(banned)))
+        return SampleRow(
+            self.sampling,
+            self.seed,
+            self.num_tokens + len(drafts),
+            seen_ids,
+            output_counts,
+            tuple(sorted(banned)),
+            allowed=allowed,
+            target_id=self.thinking.forced_id(drafts) if self.thinking else None,
+        )
 
     def append(self, token_id: int) -> FinishReason | None:
         """Take a drawn token; say whether, and why, it is the last."""
         self.output_ids.append(token_id)
         if self.counts:
             self.counts.add(token_id)
+        if self.thinking:
+            self.thinking.advance(token_id)
         if token_id in self.ending_ids:
             return FinishReason.STOP
+        if self.constraint:
+            self.constraint.advance(token_id)
         return FinishReason.LENGTH if self.num_tokens >= self.max_num_tokens else None
 
 

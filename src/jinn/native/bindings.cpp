@@ -26,6 +26,7 @@ namespace {
 
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Words = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using IntTable = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using ConstFloatTable = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -175,6 +176,11 @@ FloatTable copy_rows(const Matrix& matrix, int64_t rows) {
   return owned_table(values, static_cast<size_t>(rows), static_cast<size_t>(matrix.cols));
 }
 
+void check_allowed(const SampleRequest& request, int64_t vocab_size) {
+  expect(request.allowed.empty() || static_cast<int64_t>(request.allowed.size()) == (vocab_size + 31) / 32,
+         "[sample] expected a bit per id in allowed");
+}
+
 // The logits of the last run, until the next one.
 class Logits {
  public:
@@ -194,6 +200,7 @@ class Logits {
 
   std::vector<Sampled> sample_rows(const std::vector<const SampleRequest*>& requests) const {
     expect(static_cast<int64_t>(requests.size()) == rows_, "[sample] expected a request per row");
+    for (const SampleRequest* request : requests) check_allowed(*request, matrix_.cols);
     std::vector<Sampled> sampled(requests.size());
     nb::gil_scoped_release release;
     program_->pool().for_each(rows_, [&](int64_t r) {
@@ -405,8 +412,12 @@ NB_MODULE(_native, m) {
             r.seen_ids.assign(ids.data(), ids.data() + ids.size());
             r.output_counts.assign(counts.data(), counts.data() + counts.size());
           },
-          "ids"_a, "counts"_a);
-  nb::class_<Sampled>(m, "Sampled", "The drawn id, -1 where the logits were not finite.")
+          "ids"_a, "counts"_a)
+      .def(
+          "set_allowed",
+          [](SampleRequest& r, const Words& bits) { r.allowed.assign(bits.data(), bits.data() + bits.size()); },
+          "bits"_a, "Bit i % 32 of word i / 32 says whether id i may be drawn; uint32 [ceil(vocab_size / 32)].");
+  nb::class_<Sampled>(m, "Sampled", "The drawn id, -1 where the logits were not finite or nothing was left to draw.")
       .def_ro("token_id", &Sampled::token_id)
       .def_ro("logprob", &Sampled::logprob)
       .def_ro("top_ids", &Sampled::top_ids)
@@ -415,6 +426,7 @@ NB_MODULE(_native, m) {
       "sample_row",
       [](const Kernels& kernels, const Floats& logits, const SampleRequest& request) {
         std::vector<float> row = to_vector(logits);
+        check_allowed(request, static_cast<int64_t>(row.size()));
         return sample(kernels, row.data(), static_cast<int64_t>(row.size()), request);
       },
       "kernels"_a, "logits"_a, "request"_a, "Draw from one row of logits.");

@@ -1,6 +1,7 @@
 #include "sample.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -16,8 +17,39 @@ uint64_t mix(uint64_t z) {
   return z ^ (z >> 31);
 }
 
-void adjust(float* x, const SampleRequest& request) {
-  for (const int32_t id : request.banned_ids) x[id] = kNever;
+bool is_allowed(const SampleRequest& request, int32_t id) {
+  return request.allowed[static_cast<size_t>(id) / 32] >> (id % 32) & 1u;
+}
+
+// The ids below `vocab_size` that are allowed, ascending.
+std::vector<int32_t> allowed_ids(const SampleRequest& request, int64_t vocab_size) {
+  std::vector<int32_t> ids;
+  for (size_t word = 0; word < request.allowed.size(); ++word)
+    for (uint32_t bits = request.allowed[word]; bits != 0; bits &= bits - 1)
+      ids.push_back(static_cast<int32_t>(word * 32) + std::countr_zero(bits));
+  while (!ids.empty() && ids.back() >= vocab_size) ids.pop_back();
+  return ids;
+}
+
+// Keeps what is allowed and not banned; the ban gives way where it would leave nothing.
+void restrict_to_allowed(float* x, int64_t vocab_size, const SampleRequest& request) {
+  std::vector<float> kept(static_cast<size_t>(vocab_size), kNever);
+  const auto& banned = request.banned_ids;
+  const std::vector<int32_t> ids = allowed_ids(request, vocab_size);
+  for (const int32_t id : ids) kept[static_cast<size_t>(id)] = x[id];
+  const auto num_banned =
+      std::count_if(banned.begin(), banned.end(), [&](int32_t id) { return is_allowed(request, id); });
+  if (num_banned < static_cast<std::ptrdiff_t>(ids.size()))
+    for (const int32_t id : banned) kept[static_cast<size_t>(id)] = kNever;
+  std::copy(kept.begin(), kept.end(), x);
+}
+
+void adjust(float* x, int64_t vocab_size, const SampleRequest& request) {
+  if (!request.allowed.empty()) {
+    restrict_to_allowed(x, vocab_size, request);
+  } else {
+    for (const int32_t id : request.banned_ids) x[id] = kNever;
+  }
   for (size_t i = 0; i < request.bias_ids.size(); ++i) x[request.bias_ids[i]] += request.bias[i];
   for (size_t i = 0; i < request.seen_ids.size(); ++i) {
     float& value = x[request.seen_ids[i]];
@@ -111,12 +143,14 @@ int32_t draw(const Kernels& kernels, const float* x, int64_t vocab_size, float m
   const float temperature = std::max(request.temperature, std::numeric_limits<float>::min());  // a finite inverse
   kernels.exp_scaled(x, vocab_size, maximum, 1.0f / temperature, weights.data());
   std::vector<int32_t> ids;
-  if (request.top_k > 0 && request.top_k < vocab_size) {
-    ids = top_ids(x, vocab_size, static_cast<size_t>(request.top_k));
-    std::sort(ids.begin(), ids.end());
+  const bool has_top_k = request.top_k > 0 && request.top_k < vocab_size;
+  if (!request.allowed.empty()) {
+    ids = allowed_ids(request, vocab_size);
+    if (has_top_k) ids = largest(x, std::move(ids), static_cast<size_t>(request.top_k));
   } else {
-    ids = all_ids(vocab_size);
+    ids = has_top_k ? top_ids(x, vocab_size, static_cast<size_t>(request.top_k)) : all_ids(vocab_size);
   }
+  if (has_top_k) std::sort(ids.begin(), ids.end());
   if (request.min_p > 0.0f)
     std::erase_if(ids, [&](int32_t id) { return weights[static_cast<size_t>(id)] < request.min_p; });
   if (request.top_p < 1.0f) ids = nucleus(std::move(ids), weights.data(), request.top_p);
@@ -150,7 +184,7 @@ Sampled sample(const Kernels& kernels, float* logits, int64_t vocab_size, const 
     for (const int32_t id : sampled.top_ids) sampled.top_logprobs.push_back(logits[id] - log_sum);
     raw.assign(logits, logits + vocab_size);
   }
-  adjust(logits, request);
+  adjust(logits, vocab_size, request);
   kernels.find_maximum(logits, vocab_size, &maximum);
   if (maximum == kNever) return sampled;
   if (request.temperature == 0.0f) {

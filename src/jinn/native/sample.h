@@ -17,10 +17,11 @@ struct SampleRequest {
   int num_logprobs = -1;  // -1: none
   std::vector<int32_t> seen_ids, output_counts, banned_ids, bias_ids;
   std::vector<float> bias;
+  std::vector<uint32_t> allowed;  // bit i % 32 of word i / 32 for id i; empty where every id may be drawn
 };
 
 struct Sampled {
-  int32_t token_id = -1;  // -1 where the logits were not finite
+  int32_t token_id = -1;  // -1 where the logits were not finite, or nothing was left to draw
   float logprob = 0.0f;
   std::vector<int32_t> top_ids;
   std::vector<float> top_logprobs;

@@ -11,8 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jinn.server import errors
-from jinn.server.auth import GuardedRoute, Keyring
-from jinn.server.middleware import RequestMiddleware
+from jinn.server.auth import PUBLIC_ROUTES, GuardedRoute
+from jinn.server.config import ServerConfig
+from jinn.server.keys import KeyFile, Keyring
+from jinn.server.middleware import HostMiddleware, RequestMiddleware
 from jinn.server.routes import chat, completions, embeddings, health, models, rerank, tokenize
 from jinn.server.service import Service
 
@@ -26,12 +28,15 @@ class App(Starlette):
     def __init__(self, service: Service) -> None:
         super().__init__(
             routes=ROUTES,
-            middleware=[Middleware(RequestMiddleware)],
+            middleware=_middleware(service.config),
             exception_handlers={errors.APIError: _api_error, HTTPException: _http_exception},
         )
         self.router.redirect_slashes = False  # the redirect would be built from the Host header
         self.state.service = service
-        self.state.keyring = Keyring([service.config.api_key] if service.config.api_key else [])
+        config = service.config
+        key_file = None if config.api_keys is None else KeyFile(config.api_keys)
+        self.state.keyring = Keyring(config.api_key, key_file)
+        self.state.public_routes = PUBLIC_ROUTES | ({"/metrics"} if config.public_metrics else set())
         self._document: dict[str, Any] | None = None
 
     def openapi(self) -> dict[str, Any]:
@@ -40,6 +45,24 @@ class App(Starlette):
 
             self._document = describe(ROUTES)
         return self._document
+
+
+def _middleware(config: ServerConfig) -> list[Middleware]:
+    """The outermost first."""
+    layers = [Middleware(RequestMiddleware), Middleware(HostMiddleware, hosts=config.hosts)]
+    if config.allowed_origins:
+        from starlette.middleware.cors import CORSMiddleware
+
+        layers.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=config.allowed_origins,
+                allow_methods=["GET", "POST", "DELETE"],
+                allow_headers=["authorization", "content-type", "x-api-key", "anthropic-version"],
+                expose_headers=["x-request-id", "retry-after"],
+            )
+        )
+    return layers
 
 
 def _response(error: errors.APIError) -> Response:

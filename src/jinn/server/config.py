@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -13,7 +14,8 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 class ServerConfig:
     """What an operator may choose. Raises ValueError naming the field.
 
-    An address that others can reach needs `api_key`. `served_model_name=None` takes the model's file name.
+    An address that others can reach needs a key. `served_model_name=None` takes the model's file name.
+    `allowed_hosts=()` allows any Host where there are keys, and else only this machine's own names.
     """
 
     host: str = "127.0.0.1"
@@ -24,6 +26,14 @@ class ServerConfig:
     log_level: LogLevel = "info"
     tolerate_unknown_fields: bool = False  # name them in `x-jinn-ignored` instead of refusing them
     drain_seconds: float = 30.0  # that running requests get after SIGTERM
+    api_keys: str | None = None  # a path; see `jinn.server.keys`
+    allowed_hosts: tuple[str, ...] = ()  # values of Host, without the port; `*` is any
+    allowed_origins: tuple[str, ...] = ()  # of web pages that may call, such as https://chat.example
+    public_metrics: bool = False  # /metrics needs no key
+    tls_certificate: str | None = None  # a path
+    tls_key: str | None = None  # a path
+    unix_socket: str | None = None  # a path to listen on instead of host and port
+    max_queue: int = 1024  # requests beyond those that run; more get 429
 
     def __post_init__(self) -> None:
         if not isinstance(self.port, int) or not 0 <= self.port <= 65535:
@@ -40,8 +50,26 @@ class ServerConfig:
             )
         if not 0 <= self.drain_seconds <= 86_400:
             raise ValueError(f"drain_seconds must be between 0 and 86400, not {self.drain_seconds}")
-        if self.api_key is None and not is_loopback(self.host):
-            raise ValueError(f"host {self.host} can be reached by others, so api_key must be set")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key must be given together")
+        if not 0 <= self.max_queue <= 1_000_000:
+            raise ValueError(f"max_queue must be between 0 and 1000000, not {self.max_queue}")
+        for origin in self.allowed_origins:
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ValueError(f"allowed_origins must be like https://chat.example, not {origin}")
+        if not self.has_keys and self.unix_socket is None and not is_loopback(self.host):
+            raise ValueError(f"host {self.host} can be reached by others, so api_key or api_keys must be set")
+
+    @property
+    def has_keys(self) -> bool:
+        return self.api_key is not None or self.api_keys is not None
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The values of Host that are answered, in lower case; `*` is any."""
+        if self.allowed_hosts:
+            return frozenset(host.lower() for host in self.allowed_hosts)
+        return frozenset({"*"} if self.has_keys else {"localhost", "127.0.0.1", "[::1]", self.host.lower()})
 
 
 def is_loopback(host: str) -> bool:

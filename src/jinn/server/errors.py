@@ -82,6 +82,20 @@ def invalid_api_key(message: str) -> APIError:
     )
 
 
+def invalid_host() -> APIError:
+    return APIError(400, "This server does not answer to this Host.", param="host", code="invalid_host")
+
+
+def queue_full(retry_after: int) -> APIError:
+    return APIError(
+        429,
+        "Too many requests are waiting.",
+        type="rate_limit_error",
+        code="queue_full",
+        headers={"retry-after": str(retry_after)},
+    )
+
+
 def body_too_large(max_bytes: int) -> APIError:
     return APIError(
         413,

@@ -66,6 +66,8 @@ LIMITS: dict[str, Limit] = {
 MAX_BODY_BYTES = 4 * 2**20
 MAX_JSON_DEPTH = 32
 MAX_CHOICES = 128  # prompts * n
+MAX_HEAD_BYTES = 32 * 2**10
+HEAD_SECONDS = 10.0  # the head of a request must have arrived by then
 BODY_SECONDS = 30.0  # a body must have arrived by then
 WRITE_SECONDS = 60.0  # a client that reads nothing for so long is dropped
 

@@ -12,6 +12,8 @@ from collections.abc import Generator
 import uvicorn
 
 from jinn.server.app import App
+from jinn.server.limits import MAX_HEAD_BYTES
+from jinn.server.protocol import Protocol
 from jinn.server.service import Service
 
 logger = logging.getLogger("jinn.server")
@@ -35,7 +37,10 @@ async def listen(app: App, service: Service, listener: socket.socket) -> None:
     server = _Server(
         uvicorn.Config(
             app,
-            http="h11",
+            http=Protocol,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            ssl_certfile=service.config.tls_certificate,
+            ssl_keyfile=service.config.tls_key,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -45,7 +50,7 @@ async def listen(app: App, service: Service, listener: socket.socket) -> None:
             timeout_graceful_shutdown=2,
         )
     )
-    is_signalled = _handle_signals(service)
+    is_signalled = _handle_signals(app, service)
     serving = asyncio.create_task(server.serve([listener]))
     starting = asyncio.create_task(_start(service))
     signalled = asyncio.create_task(is_signalled.wait())
@@ -74,8 +79,8 @@ async def _start(service: Service) -> None:
     logger.info("ready")
 
 
-def _handle_signals(service: Service) -> asyncio.Event:
-    """An event that the first signal sets; a later one cuts the running requests."""
+def _handle_signals(app: App, service: Service) -> asyncio.Event:
+    """An event that the first signal sets; a later one cuts the running requests. SIGHUP reloads the keys."""
     loop = asyncio.get_running_loop()
     is_signalled = asyncio.Event()
 
@@ -84,6 +89,7 @@ def _handle_signals(service: Service) -> asyncio.Event:
             service.cut()
         is_signalled.set()
 
+    signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(app.state.keyring.reload))
     for number in _SIGNALS:
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(on_signal))
     return is_signalled

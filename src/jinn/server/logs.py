@@ -10,6 +10,7 @@ from typing import Any
 
 _FIELDS = (
     "request_id",
+    "key",  # its holder's name
     "method",
     "route",
     "status",

@@ -51,6 +51,28 @@ class RequestMiddleware:
             _log_access(scope, status or 499, time.monotonic() - arrived_at)
 
 
+class HostMiddleware:
+    """Answers only to known names: a page that lets its own name point here (DNS rebinding) is refused."""
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
+        self.app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and "*" not in self._hosts:
+            values = [value for name, value in scope["headers"] if name == b"host"]
+            if len(values) != 1 or _host_name(values[0].decode("latin-1")) not in self._hosts:
+                await send_error(errors.invalid_host(), send)
+                return
+        await self.app(scope, receive, send)
+
+
+def _host_name(host: str) -> str:
+    """A Host header's name in lower case, without its port."""
+    name, colon, port = host.lower().rpartition(":")
+    return name if colon and port.isdecimal() and (":" not in name or name.endswith("]")) else host.lower()
+
+
 async def send_error(error: errors.APIError, send: Send) -> None:
     """The whole answer for an error."""
     body = error.encode()
@@ -65,6 +87,7 @@ def _log_access(scope: Scope, status: int, seconds: float) -> None:
     route = getattr(scope.get("route"), "path", None)
     fields: dict[str, Any] = {
         "request_id": scope["state"]["request_id"],
+        "key": scope["state"].get("key_name"),
         "method": scope["method"] if route else None,
         "route": route,
         "status": status,

@@ -43,16 +43,16 @@ _COLUMNS: dict[type[BaseModel], tuple[dict[str, str], dict[str, tuple[Any, ...]]
     DetokenizeRequest: (ACCEPTED_READING, {}),
 }
 
-_WITH_BODY = (400, 401, 404, 408, 413, 415, 500, 503)
+_WITH_BODY = (400, 401, 404, 408, 413, 415, 429, 500, 503)
 
 # Route to request body, answer by media type, and the statuses of its errors.
 _OPERATIONS: dict[str, tuple[type[BaseModel] | None, dict[str, type[BaseModel] | None], tuple[int, ...]]] = {
-    "/health": (None, {JSON: r.Status}, (503,)),
-    "/ready": (None, {JSON: r.Status}, (503,)),
-    "/metrics": (None, {"text/plain": None}, (401,)),
-    "/openapi.json": (None, {JSON: None}, (401,)),
-    "/v1/models": (None, {JSON: r.ModelList}, (401,)),
-    "/v1/models/{model:path}": (None, {JSON: r.Model}, (401, 404)),
+    "/health": (None, {JSON: r.Status}, (400, 503)),
+    "/ready": (None, {JSON: r.Status}, (400, 503)),
+    "/metrics": (None, {"text/plain": None}, (400, 401)),
+    "/openapi.json": (None, {JSON: None}, (400, 401)),
+    "/v1/models": (None, {JSON: r.ModelList}, (400, 401)),
+    "/v1/models/{model:path}": (None, {JSON: r.Model}, (400, 401, 404)),
     "/v1/chat/completions": (
         ChatRequest,
         {JSON: r.ChatCompletion, EVENTS: r.ChatCompletionChunk},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def serve(config: ServerConfig, engine_config: EngineConfig) -> None:
 
 
 async def _serve(config: ServerConfig, engine_config: EngineConfig) -> None:
-    listener = bind(config.host, config.port)
+    listener = bind_unix(config.unix_socket) if config.unix_socket else bind(config.host, config.port)
     engine = EngineClient(engine_config)
     await engine.start()
     try:
@@ -49,11 +50,47 @@ async def _serve(config: ServerConfig, engine_config: EngineConfig) -> None:
             sampling_defaults=frontend.sampling_defaults,
             pooling=frontend.pooling,
         )
-        logger.info("listening on http://%s:%d", *listener.getsockname()[:2])
+        logger.info("listening on %s", _address(config, listener))
         await listen(App(service), service, listener)
     finally:
         listener.close()
+        if config.unix_socket:
+            Path(config.unix_socket).unlink(missing_ok=True)
         await engine.close()
+
+
+def _address(config: ServerConfig, listener: socket.socket) -> str:
+    if config.unix_socket:
+        return f"unix:{config.unix_socket}"
+    scheme = "https" if config.tls_certificate else "http"
+    host, port = listener.getsockname()[:2]
+    return f"{scheme}://{host}:{port}"
+
+
+def bind_unix(path: str) -> socket.socket:
+    """A socket in the file system that only this user may reach. Raises OSError.
+
+    One that a server left behind is replaced; one that a server still listens on is not.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if Path(path).is_socket() and not _is_listened_on(path):
+            Path(path).unlink()
+        mask = os.umask(0o177)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(mask)
+        listener.listen(1024)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _is_listened_on(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        return client.connect_ex(path) == 0
 
 
 def bind(host: str, port: int) -> socket.socket:

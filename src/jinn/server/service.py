@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,8 +27,27 @@ T = TypeVar("T")
 EncodeChat = Callable[[Sequence[Mapping[str, str]]], Sequence[int]]  # ValueError: the template refused
 
 RETRY_SECONDS = 5
+MAX_RETRY_SECONDS = 600
 CUT_SECONDS = 1.0  # to write the last words of a request that was cut
 _LONG_TEXT = 16_384  # characters; a few milliseconds of tokenising
+
+
+class Throughput:
+    """How fast requests end, over the last of them."""
+
+    def __init__(self) -> None:
+        self._ended_at: deque[float] = deque(maxlen=32)
+
+    def count(self) -> None:
+        """A request has ended."""
+        self._ended_at.append(time.monotonic())
+
+    def seconds_for(self, num_requests: int) -> int:
+        """Whole seconds until so many requests have ended, as measured; a guess where few have."""
+        if len(self._ended_at) < 2:
+            return RETRY_SECONDS
+        seconds = (self._ended_at[-1] - self._ended_at[0]) / (len(self._ended_at) - 1)
+        return min(max(math.ceil(seconds * num_requests), 1), MAX_RETRY_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +91,7 @@ class Service:
         self.is_draining = False
         self.ready: Ready | None = None  # what the engine said
         self._running: set[Generation | Reading] = set()
+        self._throughput = Throughput()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -115,12 +137,17 @@ class Service:
         return await asyncio.to_thread(function, *args, **kwargs)
 
     def generate(self, request: GenerationRequest) -> Generation:
-        """A request about to run; it must be given to `release()` in the end. Raises APIError 503."""
-        self.admit()
+        """A request about to run; it must be given to `release()` in the end. Raises APIError 429, 503."""
+        self._check_queue(self.admit())
         generation = Generation(request, self.engine, self.tokenizer, self.metrics)
         self._running.add(generation)
         self._idle.clear()
         return generation
+
+    def _check_queue(self, ready: Ready) -> None:
+        num_ahead = len(self._running) - ready.max_num_seqs
+        if num_ahead >= self.config.max_queue:
+            raise errors.queue_full(self._throughput.seconds_for(num_ahead - self.config.max_queue + 1))
 
     async def embed(self, request: Request, texts: Sequence[tuple[str, str]]) -> tuple[Vectors, Usage]:
         """The pooled hidden states of texts, float64 [texts, hidden_size], and what they count.
@@ -129,6 +156,7 @@ class Service:
         empty or too long, 500, 503.
         """
         ready = self.admit()
+        self._check_queue(ready)
         token_ids = []
         for param, text in texts:
             token_ids.append(await self._encode_whole(text))
@@ -155,6 +183,7 @@ class Service:
     def release(self, generation: Generation | Reading) -> None:
         generation.close()
         self._running.discard(generation)
+        self._throughput.count()
         if not self._running:
             self._idle.set()
 

@@ -195,12 +195,16 @@ class Tokenizer:
         if (added := self._added_bytes.get(token_id)) is not None:
             return added
         token = self._encoder.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
-        if token is None:
-            return b""
-        try:
-            return bytes(map(_BYTE_OF_CHAR.__getitem__, token))
-        except KeyError:  # not in the byte alphabet: the text itself
-            return token.encode()
+        return b"" if token is None else _token_bytes(token)
+
+    def vocabulary(self) -> list[bytes]:
+        """`token_bytes` of every id, at a fraction of the time."""
+        texts = [b""] * self.vocab_size
+        for token, token_id in self._encoder.get_vocab(with_added_tokens=False).items():
+            texts[token_id] = _token_bytes(token)
+        for token_id, text in self._added_bytes.items():
+            texts[token_id] = text
+        return texts
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of `ids`. Bytes that are no UTF-8 become U+FFFD; `skip_special` drops control tokens."""
@@ -242,6 +246,15 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF_CHAR = _byte_alphabet()
+# For `str.translate`: each character's byte as the character of that number; what is in no alphabet, beyond.
+_LATIN_OF_CHAR = dict.fromkeys(range(256), 0x100) | {ord(char): byte for char, byte in _BYTE_OF_CHAR.items()}
+
+
+def _token_bytes(token: str) -> bytes:
+    try:
+        return token.translate(_LATIN_OF_CHAR).encode("latin-1")
+    except UnicodeEncodeError:  # not in the byte alphabet: the text itself
+        return token.encode()
 
 
 def _kind(text: str, *, is_control: bool) -> TokenKind:
