@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from jinn.models.parameters import Origin, ParameterSpec
-from jinn.ops.protocol import Context, KVSpec, Ops, Value
+from jinn.ops.protocol import Context, KVSpec, Ops, StateSpec, Value
 from jinn.weights.checkpoint import Checkpoint
 
 
@@ -39,6 +39,10 @@ class Model(Protocol):
         """What each attention layer keeps per token."""
         ...
 
+    def state_specs(self) -> tuple[StateSpec, ...]:
+        """What each linear-attention layer keeps per sequence."""
+        ...
+
     def active_parameters(self) -> int:
         """Parameters that one token reads, embeddings included."""
         ...
@@ -51,6 +55,23 @@ class Model(Protocol):
         """Logits [batch.logit_rows, vocab_size]."""
         ...
 
-    def hidden_states(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:
-        """What the head reads, after the last norm: [batch.logit_rows, hidden_size]."""
+    def hidden(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:
+        """What the head reads: [tokens, hidden_size] after the final norm."""
+        ...
+
+    def head(self, ops: Ops[Value], params: Any, hidden: Value, ctx: Context) -> Value:
+        """Logits [batch.logit_rows, vocab_size] of hidden states [tokens, hidden_size]."""
+        ...
+
+    @property
+    def has_mtp(self) -> bool:
+        """Whether the checkpoint has a module that predicts one more token (multi-token prediction)."""
+        ...
+
+    def predict(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:
+        """The multi-token prediction module's hidden states [tokens, hidden_size], for `head` to read.
+
+        Row i has the token `batch.token_ids[i]`, and `batch.hidden[i]`, what `hidden` (or this module, in
+        a chain of drafts) gave for the position before it. Its keys and values are `kv_specs()`'s last.
+        """
         ...

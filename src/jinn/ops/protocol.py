@@ -8,7 +8,7 @@ training and for serving alike. Heads are attributes of an op: head `h` of `n` o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -17,6 +17,15 @@ import numpy.typing as npt
 Value = TypeVar("Value")
 Weight = Any  # what a parameter node's `weight` holds: a torch tensor or a PackedTensor; both have `.shape`
 IntArray = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
+
+
+def _no_integers() -> IntArray:
+    return np.empty(0, np.int32)
+
+
+def _no_hidden() -> FloatArray:
+    return np.empty((0, 0), np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +42,14 @@ class Batch:
     context_lens: IntArray  # [num_seqs]
     block_tables: IntArray  # [num_seqs, max_blocks]
     logit_rows: IntArray  # [num_rows] tokens whose logits are wanted
+    # Of models with recurrent states, empty for others. Sequence `s` keeps its states in `state_slots[s]`. Its
+    # last `num_drafts[s]` tokens may turn out wrong: the slot takes in the tokens before them, and keeps aside
+    # what each of them would change. Before anything else it takes in the first `num_accepted[s]` of those
+    # kept aside by the step before. A sequence that starts at position 0 finds its states zero.
+    state_slots: IntArray = field(default_factory=_no_integers)  # [num_seqs]
+    num_drafts: IntArray = field(default_factory=_no_integers)  # [num_seqs]
+    num_accepted: IntArray = field(default_factory=_no_integers)  # [num_seqs]
+    hidden: FloatArray = field(default_factory=_no_hidden)  # [num_tokens, hidden_size]; see given_hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +72,26 @@ class KVSpec:
     num_kv_heads: int
     key_dim: int
     value_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpec:
+    """What a linear-attention layer keeps per sequence, in float32.
+
+    The state [num_value_heads, key_dim, value_dim] of the delta rule, and the last `conv_kernel - 1` inputs
+    of the convolution over the columns of q, k and v.
+    """
+
+    num_key_heads: int
+    num_value_heads: int
+    key_dim: int
+    value_dim: int
+    conv_kernel: int
+
+    @property
+    def conv_dim(self) -> int:
+        """Columns of q, k and v together."""
+        return 2 * self.num_key_heads * self.key_dim + self.num_value_heads * self.value_dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +123,9 @@ class Routing(Generic[Value]):
 class Context:
     """What a block may know of the step besides its input: the batch, and this layer's place in the cache.
 
+    `layer` counts the layers of one kind: those that keep keys and values, or those that keep states.
     `batch` and `cache` are None while a Program is recorded. With `cache=None` attention is causal over the
-    batch's own keys and values, in their own precision, and differentiable.
+    batch's own keys and values, in their own precision, states begin at zero, and all is differentiable.
     """
 
     batch: Any = None
@@ -121,8 +159,8 @@ class Ops(Protocol[Value]):
         """x * sigmoid(gate); the gate has x's columns, or one for the whole row."""
         ...
 
-    def rms_norm(self, x: Value, node: Any, eps: float) -> Value:
-        """`x / sqrt(mean(x^2) + eps) * weight` over runs of len(weight) columns: rows, or heads."""
+    def rms_norm(self, x: Value, node: Any, eps: float, offset: float = 0.0) -> Value:
+        """`x / sqrt(mean(x^2) + eps) * (offset + weight)` over runs of len(weight) columns: rows or heads."""
         ...
 
     def rope(self, x: Value, ctx: Context, rope: Rope, num_heads: int) -> Value:
@@ -134,6 +172,45 @@ class Ops(Protocol[Value]):
 
         k and v are stored in the cache first and read back as stored; query head h uses key/value head
         `h // (num_heads // num_kv_heads)`. Returns [tokens, num_heads * value_dim].
+        """
+        ...
+
+    def split_heads(self, x: Value, num_heads: int, widths: Sequence[int]) -> tuple[Value, ...]:
+        """Each head's columns cut into runs of these widths; value i has run i of all heads, side by side."""
+        ...
+
+    def join_heads(self, values: Sequence[Value], num_heads: int) -> Value:
+        """The inverse of `split_heads`: a head's columns are its columns of all values, in order."""
+        ...
+
+    def head_linear(self, x: Value, node: Any) -> Value:
+        """Each head by a matrix of its own: head h of the result is `x_h @ weight[h].T`.
+
+        `weight` is [num_heads, out, in]; x has num_heads * in columns, the result num_heads * out.
+        """
+        ...
+
+    def causal_conv1d(self, x: Value, node: Any, ctx: Context, spec: StateSpec) -> Value:
+        """`y[t, c] = silu(sum over j of weight[c, j] * x[t - conv_kernel + 1 + j, c])`, in each sequence.
+
+        `node.weight` is [conv_dim, conv_kernel], x [tokens, conv_dim]; before a sequence's first token lie
+        the inputs its state keeps.
+        """
+        ...
+
+    def gated_delta_rule(
+        self, qkv: Value, a: Value, b: Value, node: Any, ctx: Context, spec: StateSpec
+    ) -> Value:
+        """The gated delta rule (2412.06464) token by token, float32 [tokens, num_value_heads * value_dim].
+
+        qkv [tokens, conv_dim] has all q heads, then all k heads [key_dim], then all v heads [value_dim]; a
+        and b are [tokens, num_value_heads], `node.A_log` and `node.dt_bias` [num_value_heads]. Value head h
+        uses key head `h // (num_value_heads // num_key_heads)`. Per token and value head, with a state S
+        [key_dim, value_dim]:
+
+            q = q / sqrt(sum(q^2) + 1e-6) / sqrt(key_dim);  k = k / sqrt(sum(k^2) + 1e-6)
+            S = S * exp(-exp(A_log) * softplus(a + dt_bias))
+            S = S + k outer (sigmoid(b) * (v - S.T k));  out = S.T q
         """
         ...
 
@@ -152,6 +229,10 @@ class Ops(Protocol[Value]):
         `node.gate_proj` and `node.up_proj` hold [experts, intermediate_size, hidden_size], `node.down_proj`
         [experts, hidden_size, intermediate_size].
         """
+        ...
+
+    def given_hidden(self, cols: int, ctx: Context) -> Value:
+        """`batch.hidden` [tokens, cols]: hidden states of an earlier step, that a draft module reads."""
         ...
 
     def select_rows(self, x: Value, ctx: Context) -> Value:
