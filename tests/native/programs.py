@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from jinn import _native
-from jinn.ops.native import Instruction, NativeOps, SymbolicValue, compile_program, fuse
+from jinn.ops.native import (
+    Instruction,
+    NativeOps,
+    Recording,
+    SymbolicValue,
+    batch_arrays,
+    compile_program,
+    fuse,
+)
 from jinn.ops.protocol import Batch, Context
 from jinn.weights.block_formats import FORMAT_BY_NAME
 from jinn.weights.quantize import QUANTIZABLE, quantize
@@ -92,17 +101,6 @@ def packed_sequences(sequences: Sequence[tuple[Sequence[int], int]], block_size:
     )
 
 
-def arrays(batch: Batch) -> tuple[np.ndarray, ...]:
-    return (
-        batch.token_ids,
-        batch.positions,
-        batch.query_start,
-        batch.context_lens,
-        batch.block_tables,
-        batch.logit_rows,
-    )
-
-
 class OpProgram:
     """A few ops as a program. Token `i` reads row `i` of each input, float32 [rows, cols]."""
 
@@ -121,22 +119,26 @@ class OpProgram:
         ops = NativeOps(activations)
         values = [ops.embed(parameter(pack(table)), Context()) for table in inputs]
         self._outputs = build(ops, *values)
-        instructions = fuse(ops.instructions) if is_fused else ops.instructions
-        if is_poisoned:
-            instructions = list(_poisoned(instructions, self.num_rows))
         buffer = self._outputs[0].buffer
-        self._program = compile_program(
-            instructions,
-            SymbolicValue(buffer, buffer.row_bytes // 4),
-            POOLS[num_threads],
-            _native.choose_kernels(isa),
-        )
+        recording = Recording(ops.instructions, SymbolicValue(buffer, buffer.row_bytes // 4))
+        if is_fused:
+            recording = fuse(recording)
+        if is_poisoned:
+            recording = replace(
+                recording, instructions=list(_poisoned(recording.instructions, self.num_rows))
+            )
+        self._program = compile_program(recording, POOLS[num_threads], _native.choose_kernels(isa))
 
-    def run(self, batch: Batch, cache: _native.KVCache | None = None) -> list[np.ndarray]:
+    def run(
+        self,
+        batch: Batch,
+        cache: _native.KVCache | None = None,
+        states: _native.StateCache | None = None,
+    ) -> list[np.ndarray]:
         """The outputs [rows, cols] of a batch. Raises AssertionError where an op wrote beside its columns."""
         if cache is None:
             cache = _native.KVCache([(1, 4, 4)], "f32", int(batch.block_tables.max()) + 1, 16)
-        buffer = _native.run(self._program, cache, self.num_rows, *arrays(batch)).copy()
+        buffer = _native.run(self._program, cache, states, self.num_rows, *batch_arrays(batch)).copy()
         is_output = np.zeros(buffer.shape[1], bool)
         for value in self._outputs:
             is_output[value.first_col : value.first_col + value.cols] = True

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jinn import _native
-from jinn.ops.native import Instruction, SymbolicValue, compile_program
+from jinn.ops.native import Instruction, Recording, SymbolicValue, batch_arrays, compile_program
 
 from .programs import OpProgram, one_sequence, pack, parameter
 
@@ -101,9 +101,8 @@ def test_profile_names_every_instruction():
     embed = Instruction("embed", (), (value,), {"table": table})
     add = Instruction("add", (value, value), (value,))
     pool = _native.ThreadPool(2)
-    program = compile_program([embed, add], value, pool, _native.choose_kernels(""))
+    program = compile_program(Recording([embed, add], value), pool, _native.choose_kernels(""))
     blocks = _native.KVCache([(1, 4, 4)], "f32", 2, 16)
-    batch = (GOOD.token_ids, GOOD.positions, GOOD.query_start, GOOD.context_lens, GOOD.block_tables)
-    times = _native.profile(program, blocks, 4, *batch, GOOD.logit_rows)
+    times = _native.profile(program, blocks, None, 4, *batch_arrays(GOOD))
     assert " + ".join(name for name, _ in times) == "embed + add"  # a stage is timed as one
     assert all(seconds >= 0 for _, seconds in times)

@@ -15,7 +15,9 @@ from jinn.ops import native as native_ops
 from jinn.ops.native import (
     Buffer,
     Instruction,
+    Recording,
     SymbolicValue,
+    batch_arrays,
     compile_program,
     fuse,
     plan_slots,
@@ -25,7 +27,7 @@ from jinn.ops.native import (
 from jinn.ops.protocol import Context, Rope
 from jinn.weights.checkpoint import open_checkpoint
 from native.compare import assert_same_bits
-from native.programs import POOLS, OpProgram, arrays, one_sequence, pack, packed_sequences, parameter
+from native.programs import POOLS, OpProgram, one_sequence, pack, packed_sequences, parameter
 from tiny import TinyLlama, tiny_llama_gguf
 
 ACTIVATIONS = pytest.mark.parametrize("activations", ["int12", "int8", "bf16", "f32"])
@@ -35,22 +37,23 @@ TINY = TinyLlama(num_hidden_layers=3)
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A function from an activation mode to a tiny llama's instructions and logits."""
+    """A function from an activation mode to a tiny llama's recording."""
     path = tiny_llama_gguf(tmp_path_factory.mktemp("planning") / "tiny.gguf", TINY, "Q4_1")
     with open_checkpoint(path) as checkpoint:
         model = model_of(checkpoint)
         parameters = tree(load_parameters(model, checkpoint, POOLS[1], lambda loaded, total: None))
-    return lambda activations: record(model.forward, parameters, activations)
+    return lambda activations: record(model, parameters, activations)
 
 
-def check_plan(instructions, output, slots):
+def check_plan(recording, slots):
     """Raise AssertionError if buffers that are alive in the same stage share a slot."""
     alive: dict[Buffer, list[int]] = {}
-    runs = stages(instructions)
+    runs = stages(recording.instructions)
     for stage, run in enumerate(runs):
         for value in (value for ins in run for value in ins.inputs + ins.outputs):
             alive.setdefault(value.buffer, []).append(stage)
-    alive[output.buffer].append(len(runs))
+    for output in recording.outputs:
+        alive[output.buffer].append(len(runs))
     assert set(alive) == set(slots), "a buffer has no slot"
     buffers = list(alive)
     for i, a in enumerate(buffers):
@@ -65,19 +68,20 @@ def check_plan(instructions, output, slots):
 
 @ACTIVATIONS
 def test_buffers_share_memory_only_when_never_alive_together(recorded, activations):
-    instructions, logits = recorded(activations)
-    for program in (instructions, fuse(instructions)):
-        slots = plan_slots(program, logits)
-        check_plan(program, logits, slots)
+    recording = recorded(activations)
+    for program in (recording, fuse(recording)):
+        slots = plan_slots(program)
+        check_plan(program, slots)
         assert len(set(slots.values())) <= len(slots) / 3, "layers do not reuse memory"
 
 
 def test_the_check_of_plans_finds_a_shared_slot(recorded):
-    instructions, logits = recorded("int8")
-    slots = plan_slots(instructions, logits)
-    for a, b in ((ins.inputs[0].buffer, ins.outputs[0].buffer) for ins in instructions if ins.name == "add"):
+    recording = recorded("int8")
+    slots = plan_slots(recording)
+    adds = [ins for ins in recording.instructions if ins.name == "add"]
+    for a, b in ((add.inputs[0].buffer, add.outputs[0].buffer) for add in adds):
         with pytest.raises(AssertionError, match="share a slot"):
-            check_plan(instructions, logits, {**slots, a: slots[b]})
+            check_plan(recording, {**slots, a: slots[b]})
 
 
 def test_a_plan_does_not_grow_with_the_layers(tmp_path):
@@ -87,48 +91,51 @@ def test_a_plan_does_not_grow_with_the_layers(tmp_path):
         with open_checkpoint(path) as checkpoint:
             model = model_of(checkpoint)
             parameters = load_parameters(model, checkpoint, POOLS[1], lambda loaded, total: None)
-        instructions, logits = record(model.forward, tree(parameters), "int8")
-        numbers.append(len(set(plan_slots(fuse(instructions), logits).values())))
+        recording = record(model, tree(parameters), "int8")
+        numbers.append(len(set(plan_slots(fuse(recording)).values())))
     assert numbers[0] == numbers[1]
 
 
 @ACTIVATIONS
 def test_fuse_merges_every_residual_add_and_keeps_the_bits(recorded, activations):
-    instructions, logits = recorded(activations)
-    fused = fuse(instructions)
-    assert [ins.name for ins in instructions].count("add") == 2 * TINY.num_hidden_layers
-    assert [ins.name for ins in fused].count("add") == 0
-    assert_same_bits(run(fused, logits), run(instructions, logits))
+    recording = recorded(activations)
+    fused = fuse(recording)
+    assert names(recording).count("add") == 2 * TINY.num_hidden_layers
+    assert names(fused).count("add") == 0
+    assert_same_bits(run(fused), run(recording))
 
 
 @ACTIVATIONS
 def test_sharing_memory_keeps_the_bits(recorded, activations, monkeypatch):
-    instructions, logits = recorded(activations)
-    shared = run(instructions, logits)
+    recording = recorded(activations)
+    shared = run(recording)
     monkeypatch.setattr(native_ops, "plan_slots", apart)
-    assert_same_bits(run(instructions, logits), shared)
+    assert_same_bits(run(recording), shared)
 
 
 def test_an_input_is_quantized_once_for_all_its_readers(recorded):
     """Four inputs per layer are read as int8: q/k/v's, o's, gate/up's and down's; and the head's."""
-    instructions, _ = recorded("int8")
-    names = [ins.name for ins in instructions]
-    assert names.count("quantize") == 4 * TINY.num_hidden_layers + 1
-    assert names.count("linear") == 4 * TINY.num_hidden_layers + 1
-    assert names.count("rope_table") == 1
+    recorded_names = names(recorded("int8"))
+    assert recorded_names.count("quantize") == 4 * TINY.num_hidden_layers + 1
+    assert recorded_names.count("linear") == 4 * TINY.num_hidden_layers + 1
+    assert recorded_names.count("rope_table") == 1
 
 
-def run(instructions, logits):
+def names(recording):
+    return [ins.name for ins in recording.instructions]
+
+
+def run(recording):
     """Logits of two sequences."""
-    program = compile_program(instructions, logits, POOLS[2], KERNELS)
+    program = compile_program(recording, POOLS[2], KERNELS)
     batch = packed_sequences([(range(3, 40), 37), (range(100, 105), 5)])
     blocks = _native.KVCache([(2, 16, 16)] * TINY.num_hidden_layers, "bf16", 8, 16)
-    return _native.run(program, blocks, TINY.vocab_size, *arrays(batch)).copy()
+    return _native.run(program, blocks, None, TINY.vocab_size, *batch_arrays(batch)).copy()
 
 
-def apart(instructions, output):
+def apart(recording):
     """A slot of its own for each buffer."""
-    buffers = dict.fromkeys(v.buffer for ins in instructions for v in ins.inputs + ins.outputs)
+    buffers = dict.fromkeys(v.buffer for ins in recording.instructions for v in ins.inputs + ins.outputs)
     return {buffer: slot for slot, buffer in enumerate(buffers)}
 
 
@@ -178,4 +185,4 @@ def test_any_graph_computes_the_same_fused_and_in_shared_memory(seed, monkeypatc
 def test_an_unknown_kernel_is_an_error():
     value = SymbolicValue(Buffer(64), 16)
     with pytest.raises(AttributeError, match="conv"):
-        compile_program([Instruction("conv", (), (value,))], value, POOLS[1], KERNELS)
+        compile_program(Recording([Instruction("conv", (), (value,))], value), POOLS[1], KERNELS)

@@ -18,7 +18,7 @@ from jinn.models.generation import generation_defaults
 from jinn.models.model import Model
 from jinn.models.parameters import Origin, ParameterSpec, tree
 from jinn.models.registry import model_of
-from jinn.ops.native import Forward, compile_program, fuse, record
+from jinn.ops.native import Record, compile_program, fuse, record, record_hidden_rows
 from jinn.weights.checkpoint import Checkpoint, open_checkpoint
 from jinn.weights.errors import WeightsError
 from jinn.weights.quantize import dequantize
@@ -43,11 +43,10 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, Model
         parameters = load_parameters(model, checkpoint, pool, progress)
         info = model_info(model, checkpoint, f"{kernels.name}-{config.activations}-{config.kv_cache_dtype}")
 
-    def program_of(forward: Forward) -> _native.Program:
-        instructions, output = record(forward, tree(parameters), config.activations)
-        return compile_program(fuse(instructions), output, pool, kernels)
+    def program_of(record: Record) -> _native.Program:
+        return compile_program(fuse(record(model, tree(parameters), config.activations)), pool, kernels)
 
-    program = program_of(model.forward)
+    program = program_of(record)
     layers = [(s.num_kv_heads, s.key_dim, s.value_dim) for s in model.kv_specs()]
     block_bytes = _native.KVCache(layers, config.kv_cache_dtype, 1, config.block_size).block_bytes
     num_blocks = config.cache_memory // block_bytes
@@ -56,7 +55,7 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, Model
             f"cache_memory {config.cache_memory} is less than one block of {block_bytes} bytes"
         )
     cache = _native.KVCache(layers, config.kv_cache_dtype, num_blocks, config.block_size)
-    return NativeRunner(program, cache, model.vocab_size, lambda: program_of(model.hidden_states)), info
+    return NativeRunner(program, cache, model.vocab_size, lambda: program_of(record_hidden_rows)), info
 
 
 def load_parameters(

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from jinn import _native
 from jinn.engine.messages import TokenLogprobs
 from jinn.engine.sampler import NOT_FINITE, NOTHING_LEFT, SampledToken, SampleRow
-from jinn.ops.protocol import Batch, IntArray
+from jinn.ops.native import batch_arrays
+from jinn.ops.protocol import Batch
 
 _OUTWEIGHS = 1e30  # added to a logit, it makes the id the likeliest
 
@@ -82,21 +83,10 @@ class NativeRunner:
 
     def profile(self, batch: Batch) -> list[tuple[str, float]]:
         """Compute the batch and return each instruction's name and seconds."""
-        return _native.profile(self._program, self._cache, self.vocab_size, *_arrays(batch))
+        return _native.profile(self._program, self._cache, None, self.vocab_size, *batch_arrays(batch))
 
     def _run(self, batch: Batch) -> _native.Logits:
-        return _native.run(self._program, self._cache, self.vocab_size, *_arrays(batch))
-
-
-def _arrays(batch: Batch) -> tuple[IntArray, IntArray, IntArray, IntArray, IntArray, IntArray]:
-    return (
-        batch.token_ids,
-        batch.positions,
-        batch.query_start,
-        batch.context_lens,
-        batch.block_tables,
-        batch.logit_rows,
-    )
+        return _native.run(self._program, self._cache, None, self.vocab_size, *batch_arrays(batch))
 
 
 def sample_request(row: SampleRow) -> _native.SampleRequest:

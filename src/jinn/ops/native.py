@@ -14,13 +14,24 @@ from typing import Any
 import numpy as np
 
 from jinn import _native
-from jinn.ops.protocol import Context, KVSpec, Rope, RouteSpec, Routing
+from jinn.models.model import Model
+from jinn.ops.protocol import (
+    Batch,
+    Context,
+    FloatArray,
+    IntArray,
+    KVSpec,
+    Rope,
+    RouteSpec,
+    Routing,
+    StateSpec,
+)
 
 FLOAT_FORMATS = ("F32", "F16", "BF16")
 NO_BIAS = np.empty(0, np.float32)
 ROW_WISE = {
-    "embed", "quantize", "add", "silu_mul", "sigmoid_mul", "rms_norm", "rope_table", "rope", "store_kv",
-    "route", "combine", "select_rows",
+    "embed", "given_hidden", "quantize", "add", "silu_mul", "sigmoid_mul", "rms_norm", "rope_table", "rope",
+    "split_heads", "join_heads", "store_kv", "route", "combine", "select_rows",
 }  # fmt: skip
 
 
@@ -111,8 +122,9 @@ class NativeOps:
     def sigmoid_mul(self, x: SymbolicValue, gate: SymbolicValue) -> SymbolicValue:
         return self._record("sigmoid_mul", (x, gate), (_value_like(x),))[0]
 
-    def rms_norm(self, x: SymbolicValue, node: Any, eps: float) -> SymbolicValue:
-        return self._record("rms_norm", (x,), (_value_like(x),), weight=node.weight, eps=eps)[0]
+    def rms_norm(self, x: SymbolicValue, node: Any, eps: float, offset: float = 0.0) -> SymbolicValue:
+        weight = node.weight + np.float32(offset)
+        return self._record("rms_norm", (x,), (_value_like(x),), weight=weight, eps=eps)[0]
 
     def rope(self, x: SymbolicValue, ctx: Context, rope: Rope, num_heads: int) -> SymbolicValue:
         if rope not in self._rope_tables:
@@ -141,6 +153,48 @@ class NativeOps:
         out = _value(q.cols // spec.key_dim * spec.value_dim)
         kv_heads = spec.num_kv_heads
         return self._record("attention", (q,), (out,), layer=ctx.layer, num_kv_heads=kv_heads, scale=scale)[0]
+
+    def split_heads(
+        self, x: SymbolicValue, num_heads: int, widths: Sequence[int]
+    ) -> tuple[SymbolicValue, ...]:
+        if num_heads == 1:
+            starts = np.cumsum([0, *widths[:-1]]).tolist()
+            return tuple(_columns(x, start, width) for start, width in zip(starts, widths, strict=True))
+        outputs = _side_by_side([num_heads * width for width in widths], x.buffer.is_logits)
+        return self._record("split_heads", (x,), outputs, num_heads=num_heads)
+
+    def join_heads(self, values: Sequence[SymbolicValue], num_heads: int) -> SymbolicValue:
+        out = _value(sum(value.cols for value in values), values[0].buffer.is_logits)
+        return self._record("join_heads", tuple(values), (out,), num_heads=num_heads)[0]
+
+    def head_linear(self, x: SymbolicValue, node: Any) -> SymbolicValue:
+        num_heads, width, _ = node.weight.shape
+        kind = self._activation_kind(node.weight.format)
+        out = _value(num_heads * width, x.buffer.is_logits)
+        held = self._activation(x, *kind)
+        return self._record("head_linear", (held,), (out,), type=kind[0], weight=node.weight)[0]
+
+    def causal_conv1d(self, x: SymbolicValue, node: Any, ctx: Context, spec: StateSpec) -> SymbolicValue:
+        taps = np.ascontiguousarray(node.weight.dequantize().T)
+        return self._record("causal_conv1d", (x,), (_value_like(x),), layer=ctx.layer, taps=taps)[0]
+
+    def gated_delta_rule(
+        self,
+        qkv: SymbolicValue,
+        a: SymbolicValue,
+        b: SymbolicValue,
+        node: Any,
+        ctx: Context,
+        spec: StateSpec,
+    ) -> SymbolicValue:
+        return self._record(
+            "gated_delta_rule",
+            (qkv, a, b),
+            (_value(spec.num_value_heads * spec.value_dim),),
+            layer=ctx.layer,
+            decay_rates=np.exp(node.A_log),
+            dt_bias=node.dt_bias,
+        )[0]
 
     def route(self, x: SymbolicValue, node: Any, spec: RouteSpec) -> Routing[SymbolicValue]:
         num_experts, num_chosen = node.weight.shape[0], spec.num_experts_per_tok
@@ -223,6 +277,9 @@ class NativeOps:
         row_bytes = _native.places_per_choice * ids.cols * _round_up(place_bytes, 64)
         return SymbolicValue(Buffer(row_bytes, ids.buffer.is_logits), cols)
 
+    def given_hidden(self, cols: int, ctx: Context) -> SymbolicValue:
+        return self._record("given_hidden", (), (_value(cols),))[0]
+
     def select_rows(self, x: SymbolicValue, ctx: Context) -> SymbolicValue:
         return self._record("select_rows", (x,), (_value(x.cols, is_logits=True),))[0]
 
@@ -237,23 +294,54 @@ class NativeOps:
         return outputs
 
 
-Forward = Callable[["NativeOps", Any, Context], SymbolicValue]
-"""`forward` or `hidden_states` of a model."""
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A model's instructions, and the values that the caller reads when they have run."""
+
+    instructions: list[Instruction]
+    logits: SymbolicValue  # [batch.logit_rows, vocab_size], or what else is computed of these rows
+    hidden: SymbolicValue | None = None  # [tokens, hidden_size], what the head read
+
+    @property
+    def outputs(self) -> tuple[SymbolicValue, ...]:
+        """The values that must outlive the last instruction."""
+        return (self.logits,) if self.hidden is None else (self.logits, self.hidden)
 
 
-def record(forward: Forward, parameters: Any, activations: str) -> tuple[list[Instruction], SymbolicValue]:
-    """The instructions of a model's forward, and the value that holds its output."""
-    ops = NativeOps(activations)
-    output = forward(ops, parameters, Context())
-    return ops.instructions, output
+def record(model: Model, parameters: Any, activations: str, keeps_hidden: bool = False) -> Recording:
+    """What computes the model's logits and, for drafting, its hidden states."""
+    ops, ctx = NativeOps(activations), Context()
+    if not keeps_hidden:
+        return Recording(ops.instructions, model.forward(ops, parameters, ctx))
+    hidden = model.hidden(ops, parameters, ctx)
+    return Recording(ops.instructions, model.head(ops, parameters, hidden, ctx), hidden)
 
 
-def fuse(instructions: Sequence[Instruction]) -> list[Instruction]:
+def record_hidden_rows(model: Model, parameters: Any, activations: str) -> Recording:
+    """What computes hidden states in place of logits, of the rows whose logits are wanted."""
+    ops, ctx = NativeOps(activations), Context()
+    return Recording(ops.instructions, ops.select_rows(model.hidden(ops, parameters, ctx), ctx))
+
+
+def record_predict(model: Model, parameters: Any, activations: str) -> Recording:
+    """What computes the logits and hidden states of the model's multi-token prediction module."""
+    ops, ctx = NativeOps(activations), Context()
+    hidden = model.predict(ops, parameters, ctx)
+    return Recording(ops.instructions, model.head(ops, parameters, hidden, ctx), hidden)
+
+
+Record = Callable[[Model, Any, str], Recording]
+"""`record` or one of its kind."""
+
+
+def fuse(recording: Recording) -> Recording:
     """An add of a linear's only use moves into the linear, which then adds before it stores: the same sum.
 
     The add's other input must be there by then.
     """
+    instructions = recording.instructions
     uses = Counter(value.buffer for ins in instructions for value in ins.inputs)
+    uses.update(value.buffer for value in recording.outputs)
     producers = {out: index for index, ins in enumerate(instructions) for out in ins.outputs}
     last_write = {out.buffer: index for out, index in producers.items()}
     replaced: dict[Instruction, Instruction | None] = {}
@@ -269,7 +357,7 @@ def fuse(instructions: Sequence[Instruction]) -> list[Instruction]:
             replaced[linear] = replace(linear, inputs=(*linear.inputs, residual), outputs=add.outputs)
             replaced[add] = None
     fused = (replaced.get(ins, ins) for ins in instructions)
-    return [ins for ins in fused if ins is not None]
+    return replace(recording, instructions=[ins for ins in fused if ins is not None])
 
 
 def stages(instructions: Sequence[Instruction]) -> list[list[Instruction]]:
@@ -290,13 +378,13 @@ def stages(instructions: Sequence[Instruction]) -> list[list[Instruction]]:
     return runs
 
 
-def plan_slots(instructions: Sequence[Instruction], output: SymbolicValue) -> dict[Buffer, int]:
+def plan_slots(recording: Recording) -> dict[Buffer, int]:
     """A slot of memory for each buffer: buffers that are never alive in the same stage may share one."""
-    runs = stages(instructions)
+    runs = stages(recording.instructions)
     last_use = {
         value.buffer: i for i, run in enumerate(runs) for ins in run for value in ins.inputs + ins.outputs
     }
-    last_use[output.buffer] = len(runs)
+    last_use.update((value.buffer, len(runs)) for value in recording.outputs)
     slots: dict[Buffer, int] = {}
     sizes: list[tuple[bool, int]] = []
     free: list[int] = []
@@ -323,14 +411,11 @@ def _take_slot(buffer: Buffer, free: list[int], sizes: list[tuple[bool, int]]) -
 
 
 def compile_program(
-    instructions: Sequence[Instruction],
-    output: SymbolicValue,
-    pool: _native.ThreadPool,
-    kernels: _native.Kernels,
+    recording: Recording, pool: _native.ThreadPool, kernels: _native.Kernels
 ) -> _native.Program:
-    """The C++ Program of these instructions."""
+    """The C++ Program of a recording."""
     program = _native.Program(pool, kernels)
-    slots = plan_slots(instructions, output)
+    slots = plan_slots(recording)
     buffers = {
         buffer: program.add_buffer(buffer.is_logits, buffer.row_bytes, slot) for buffer, slot in slots.items()
     }
@@ -341,11 +426,13 @@ def compile_program(
     def operand(value: SymbolicValue) -> _native.Operand:
         return _native.Operand(buffer_of(value), value.first_col, value.cols)
 
-    for run in stages(instructions):
+    for run in stages(recording.instructions):
         program.begin_stage()
         for instruction in run:
             _emit(program, instruction, operand, buffer_of)
-    program.set_output(operand(output))
+    program.set_logits(operand(recording.logits))
+    if recording.hidden is not None:
+        program.set_hidden(operand(recording.hidden))
     return program
 
 
@@ -373,12 +460,34 @@ def _emit(
         case "combine":
             places, y, weights = inputs
             program.combine(buffer_of(places), buffer_of(y), operand(weights), operand(outputs[0]))
+        case "head_linear":
+            program.head_linear(buffer_of(inputs[0]), out=operand(outputs[0]), **attributes)
+        case "split_heads":
+            program.split_heads(operand(inputs[0]), outputs=list(map(operand, outputs)), **attributes)
+        case "join_heads":
+            program.join_heads(list(map(operand, inputs)), out=operand(outputs[0]), **attributes)
         case "rope_table":
             program.rope_table(out=buffer_of(outputs[0]), **attributes)
         case "rope":
             program.rope(buffer_of(inputs[0]), x=operand(inputs[1]), out=operand(outputs[0]), **attributes)
         case name:
             getattr(program, name)(*map(operand, inputs + outputs), **attributes)
+
+
+def batch_arrays(batch: Batch) -> tuple[IntArray | FloatArray, ...]:
+    """The batch as `_native.run` and `_native.profile` take it."""
+    return (
+        batch.token_ids,
+        batch.positions,
+        batch.query_start,
+        batch.context_lens,
+        batch.block_tables,
+        batch.logit_rows,
+        batch.state_slots,
+        batch.num_drafts,
+        batch.num_accepted,
+        batch.hidden,
+    )
 
 
 def _value(cols: int, is_logits: bool = False) -> SymbolicValue:
@@ -391,6 +500,10 @@ def _side_by_side(widths: Sequence[int], is_logits: bool) -> tuple[SymbolicValue
     buffer = Buffer(4 * sum(padded), is_logits)
     starts = np.cumsum([0, *padded[:-1]]).tolist()
     return tuple(SymbolicValue(buffer, width, start) for width, start in zip(widths, starts, strict=True))
+
+
+def _columns(value: SymbolicValue, first_col: int, cols: int) -> SymbolicValue:
+    return SymbolicValue(value.buffer, cols, value.first_col + first_col)
 
 
 def _value_like(value: SymbolicValue) -> SymbolicValue:

@@ -42,10 +42,10 @@ class Batch:
     context_lens: IntArray  # [num_seqs]
     block_tables: IntArray  # [num_seqs, max_blocks]
     logit_rows: IntArray  # [num_rows] tokens whose logits are wanted
-    # Of models with recurrent states, empty for others. Sequence `s` keeps its states in `state_slots[s]`. Its
-    # last `num_drafts[s]` tokens may turn out wrong: the slot takes in the tokens before them, and keeps aside
-    # what each of them would change. Before anything else it takes in the first `num_accepted[s]` of those
-    # kept aside by the step before. A sequence that starts at position 0 finds its states zero.
+    # Of models with recurrent states, empty for others. Sequence `s` keeps its states in `state_slots[s]`.
+    # Its last `num_drafts[s]` tokens may turn out wrong: the slot takes in the tokens before them, and keeps
+    # aside what each of them would change. Before anything else it takes in the first `num_accepted[s]` of
+    # those kept aside by the step before. A sequence that starts at position 0 finds its states zero.
     state_slots: IntArray = field(default_factory=_no_integers)  # [num_seqs]
     num_drafts: IntArray = field(default_factory=_no_integers)  # [num_seqs]
     num_accepted: IntArray = field(default_factory=_no_integers)  # [num_seqs]
