@@ -225,7 +225,7 @@ class ShiftedKeys(ReferenceOps):
 class NormOfAllHeads(ReferenceOps):
     """One mean over all columns, not one per head."""
 
-    def rms_norm(self, x, node, eps):
+    def rms_norm(self, x, node, eps, offset=0.0):
         runs = x.shape[1] // len(node.weight)
         y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
         return y * node.weight.repeat(runs)

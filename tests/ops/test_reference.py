@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
-from jinn.ops.protocol import Context, KVSpec, Rope, RouteSpec, Routing
+from jinn.ops.protocol import Context, KVSpec, Rope, RouteSpec, Routing, StateSpec
 from jinn.ops.reference import LEVELS, PagedCache, ReferenceOps, integer_groups, tensor_batch
 from native.programs import packed_sequences
 
@@ -17,6 +19,7 @@ OPS = ReferenceOps()
 LENGTHS = (1, 5, 33, 40)
 BATCH = tensor_batch(packed_sequences([(range(n), n) for n in LENGTHS]))
 SPEC = KVSpec(2, 8, 12)
+STATE_SPEC = StateSpec(2, 6, 8, 4, 4)
 SCALE = 0.3
 
 
@@ -69,6 +72,8 @@ def test_rms_norm(num_runs):
     x, weight = random_tensor(6, 10 * num_runs), random_tensor(10, seed=1)
     theirs = functional.rms_norm(x.reshape(6, num_runs, 10), (10,), weight, eps=1e-3).reshape(6, -1)
     check(OPS.rms_norm(x, node(weight), 1e-3), theirs, [x, weight])
+    without_one = OPS.rms_norm(x, node(weight - 1), 1e-3, offset=1.0)
+    torch.testing.assert_close(without_one, theirs)
 
 
 @pytest.mark.parametrize("is_interleaved", [False, True])
@@ -210,6 +215,102 @@ def test_experts():
     outputs = torch.einsum("tei,ehi->teh", hidden, down)
     factors = torch.zeros(20, 6).scatter(1, ids, weights)
     check(ours, torch.einsum("te,teh->th", factors, outputs), [x, weights, gate, up, down])
+
+
+def test_heads_are_split_and_joined():
+    x = random_tensor(6, 3 * 7)
+    first, second = OPS.split_heads(x, 3, (2, 5))
+    assert torch.equal(first, torch.cat([x[:, i : i + 2] for i in (0, 7, 14)], 1))
+    assert torch.equal(second, torch.cat([x[:, i + 2 : i + 7] for i in (0, 7, 14)], 1))
+    assert torch.equal(OPS.join_heads([first, second], 3), x)
+    assert torch.equal(OPS.join_heads([first, second], 1), torch.cat([first, second], 1))
+
+
+def test_head_linear():
+    x, weight = random_tensor(6, 3 * 10), random_tensor(3, 4, 10, seed=1)
+    parts = [functional.linear(x[:, 10 * h : 10 * h + 10], weight[h]) for h in range(3)]
+    check(OPS.head_linear(x, node(weight)), torch.cat(parts, 1), [x, weight])
+
+
+def test_causal_conv1d():
+    """Packed sequences do not see each other."""
+    x, weight = (
+        random_tensor(sum(LENGTHS), STATE_SPEC.conv_dim),
+        random_tensor(STATE_SPEC.conv_dim, 4, seed=1),
+    )
+    parts = [
+        functional.conv1d(part.T[None], weight[:, None], padding=3, groups=STATE_SPEC.conv_dim)[0, :, :-3].T
+        for part in x.split(LENGTHS)
+    ]
+    ours = OPS.causal_conv1d(x, node(weight), Context(BATCH), STATE_SPEC)
+    check(ours, functional.silu(torch.cat(parts)), [x, weight])
+
+
+def delta_rule_inputs():
+    num_tokens, num_heads = sum(LENGTHS), STATE_SPEC.num_value_heads
+    qkv = random_tensor(num_tokens, STATE_SPEC.conv_dim)
+    a, b = random_tensor(num_tokens, num_heads, seed=1), random_tensor(num_tokens, num_heads, seed=2)
+    decay = SimpleNamespace(A_log=random_tensor(num_heads, seed=3), dt_bias=random_tensor(num_heads, seed=4))
+    return qkv, a, b, decay
+
+
+def test_gated_delta_rule():
+    """Against transformers' form in chunks of 64, sequence by sequence."""
+    qkv, a, b, params = delta_rule_inputs()
+    g = -params.A_log.exp() * functional.softplus(a + params.dt_bias)
+    q, k, v = qkv.split((16, 16, 24), dim=1)
+    q, k = (x.reshape(-1, 2, 8).repeat_interleave(3, dim=1) for x in (q, k))
+    inputs = zip(*(x.split(LENGTHS) for x in (q, k, v.reshape(-1, 6, 4), g, b.sigmoid())), strict=True)
+    parts = [
+        torch_chunk_gated_delta_rule(*(x[None] for x in part), use_qk_l2norm_in_kernel=True)[0][0]
+        for part in inputs
+    ]
+    ours = OPS.gated_delta_rule(qkv, a, b, params, Context(BATCH), STATE_SPEC)
+    leaves = [qkv, a, b, params.A_log, params.dt_bias]
+    check(ours, torch.cat(parts).flatten(1), leaves)
+
+
+def state_batch(start, end, slot=0, num_drafts=0, num_accepted=0):
+    """One sequence's tokens from `start` to `end`."""
+    counts = {
+        "state_slots": np.array([slot], np.int32),
+        "num_drafts": np.array([num_drafts], np.int32),
+        "num_accepted": np.array([num_accepted], np.int32),
+    }
+    return tensor_batch(replace(packed_sequences([([0] * (end - start), end)]), **counts))
+
+
+def run_linear_attention(inputs, batch, cache, rows):
+    qkv, a, b, decay, conv = inputs
+    ctx = Context(batch, cache, layer=1)
+    mixed = OPS.causal_conv1d(qkv[rows], conv, ctx, STATE_SPEC)
+    return OPS.gated_delta_rule(mixed, a[rows], b[rows], decay, ctx, STATE_SPEC)
+
+
+def test_states_go_on_in_a_cache():
+    """In parts, with drafts of which some are accepted, and from a copied slot: as the whole sequence."""
+    inputs = (*delta_rule_inputs(), node(random_tensor(STATE_SPEC.conv_dim, 4, seed=5)))
+    first = sum(LENGTHS[:3])  # the sequence of 40 tokens
+    whole = run_linear_attention(inputs, state_batch(0, 40), None, slice(first, first + 40))
+    cache = PagedCache([SPEC], "f32", 4, 16)
+
+    def check_part(start, end, **counts):
+        rows = slice(first + start, first + end)
+        part = run_linear_attention(inputs, state_batch(start, end, **counts), cache, rows)
+        torch.testing.assert_close(part, whole[start:end], rtol=1e-5, atol=1e-6)
+
+    check_part(0, 2)
+    check_part(2, 9, num_drafts=3)  # tokens 6, 7 and 8 are drafts
+    for num_accepted in range(4):
+        cache.states.copy_slot(0, 1 + num_accepted)
+        check_part(6 + num_accepted, 20, slot=1 + num_accepted, num_accepted=num_accepted)
+        check_part(20, 21, slot=1 + num_accepted)
+    check_part(0, 40, slot=2)  # a slot that another sequence had
+
+
+def test_given_hidden():
+    rows = replace(packed_sequences([(range(3), 3)]), hidden=np.ones((3, 5), np.float32))
+    assert torch.equal(OPS.given_hidden(5, Context(tensor_batch(rows))), torch.ones(3, 5))
 
 
 def test_select_rows():

@@ -16,7 +16,7 @@ from jinn.models import layers
 from jinn.models.fields import ConfigError, Fields
 from jinn.models.parameters import Origin, ParameterSpec
 from jinn.models.rope import num_positions, rope_of
-from jinn.ops.protocol import Context, KVSpec, Ops, Rope, Value
+from jinn.ops.protocol import Context, KVSpec, Ops, Rope, StateSpec, Value
 from jinn.weights.checkpoint import Checkpoint
 
 # GGUF's name of each module (convert_hf_to_gguf's tensor map)
@@ -64,8 +64,10 @@ class Decoder:
     rope: Rope
     tie_word_embeddings: bool
     biased_linears: tuple[str, ...] = ()
+    has_mtp: bool = False
 
     family: ClassVar[str]
+    norm_offset: ClassVar[float] = 0.0  # what is added to the weights of norms
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -143,6 +145,10 @@ class Decoder:
         """What each attention layer keeps per token."""
         return (KVSpec(self.num_key_value_heads, self.head_dim, self.head_dim),) * self.num_hidden_layers
 
+    def state_specs(self) -> tuple[StateSpec, ...]:
+        """What each linear-attention layer keeps per sequence."""
+        return ()
+
     def active_parameters(self) -> int:
         """Parameters that one token reads: all but the experts it does not choose."""
         return sum(spec.active_size for spec in self.parameters().values())
@@ -158,22 +164,49 @@ class Decoder:
 
     def forward(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:
         """Logits [batch.logit_rows, vocab_size]."""
-        x = self.hidden_states(ops, params, ctx)
-        (logits,) = ops.linear(x, [params.model.embed_tokens if self.tie_word_embeddings else params.lm_head])
-        return logits
+        x = ops.select_rows(self._run_blocks(ops, params, ctx), ctx)
+        return self._logits(ops, params, self.norm(ops, x, params.model.norm))
 
-    def hidden_states(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:
-        """What the head reads, after the last norm: [batch.logit_rows, hidden_size]."""
+    def hidden(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:
+        """What the head reads: [tokens, hidden_size] after the final norm."""
+        return self.norm(ops, self._run_blocks(ops, params, ctx), params.model.norm)
+
+    def head(self, ops: Ops[Value], params: Any, hidden: Value, ctx: Context) -> Value:
+        """Logits [batch.logit_rows, vocab_size] of hidden states [tokens, hidden_size]."""
+        return self._logits(ops, params, ops.select_rows(hidden, ctx))
+
+    def _run_blocks(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:
         x = ops.embed(params.model.embed_tokens, ctx)
         for index, layer in enumerate(params.model.layers):
             x = self.block(ops, layer, x, ctx.at_layer(index))
-        return ops.rms_norm(ops.select_rows(x, ctx), params.model.norm, self.rms_norm_eps)
+        return x
+
+    def _logits(self, ops: Ops[Value], params: Any, hidden: Value) -> Value:
+        head = params.model.embed_tokens if self.tie_word_embeddings else params.lm_head
+        (logits,) = ops.linear(hidden, [head])
+        return logits
+
+    def predict(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:
+        """The multi-token prediction module's hidden states [tokens, hidden_size], for `head` to read.
+
+        DeepSeek-V3's module (arXiv 2412.19437, section 2.2), with the embedding first, as it was released.
+        """
+        mtp = params.mtp
+        embedding = self.norm(ops, ops.embed(params.model.embed_tokens, ctx), mtp.pre_fc_norm_embedding)
+        hidden = self.norm(ops, ops.given_hidden(self.hidden_size, ctx), mtp.pre_fc_norm_hidden)
+        (x,) = ops.linear(ops.join_heads([embedding, hidden], 1), [mtp.fc])
+        x = self.block(ops, mtp.layers[0], x, ctx.at_layer(len(self.kv_specs()) - 1))
+        return self.norm(ops, x, mtp.norm)
+
+    def norm(self, ops: Ops[Value], x: Value, params: Any) -> Value:
+        """RMSNorm of rows or heads, as the family scales it."""
+        return ops.rms_norm(x, params, self.rms_norm_eps, self.norm_offset)
 
     def block(self, ops: Ops[Value], params: Any, x: Value, ctx: Context) -> Value:
         """One decoder layer: x [tokens, hidden_size] to the same."""
-        normed = ops.rms_norm(x, params.input_layernorm, self.rms_norm_eps)
+        normed = self.norm(ops, x, params.input_layernorm)
         x = ops.add(x, self.attention(ops, params.self_attn, normed, ctx))
-        normed = ops.rms_norm(x, params.post_attention_layernorm, self.rms_norm_eps)
+        normed = self.norm(ops, x, params.post_attention_layernorm)
         return ops.add(x, self.mlp(ops, params.mlp, normed))
 
     def attention(self, ops: Ops[Value], params: Any, x: Value, ctx: Context) -> Value:

@@ -2,7 +2,7 @@
 
 `activations` repeats what the native kernels do to a linear's input, so that both can be compared closely:
 "int8" and "int12" round it to 8 or 12 bits in groups of 32 where the weight is quantized, "bf16" to
-bfloat16, "f32" leaves it alone. `PagedCache` is the plain twin of the native cache.
+bfloat16, "f32" leaves it alone. `PagedCache` and `StateStore` are the plain twins of the native caches.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jinn.ops.protocol import Batch, Context, KVSpec, Rope, RouteSpec, Routing
+from jinn.ops.protocol import Batch, Context, KVSpec, Rope, RouteSpec, Routing, StateSpec
 
 GROUP = 32
 LEVELS = {"int8": 127.0, "int12": 2032.0}
 FLOAT_FORMATS = ("F32", "F16", "BF16")
+L2_NORM_EPS = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class TensorBatch:
-    """A `Batch` as int64 tensors."""
+    """A `Batch` as tensors: integers are int64, hidden states float32."""
 
     token_ids: Tensor  # [num_tokens]
     positions: Tensor  # [num_tokens]
@@ -32,6 +33,14 @@ class TensorBatch:
     context_lens: Tensor  # [num_seqs]
     block_tables: Tensor  # [num_seqs, max_blocks]
     logit_rows: Tensor  # [num_rows]
+    state_slots: Tensor  # [num_seqs], or none
+    num_drafts: Tensor  # [num_seqs], or none
+    num_accepted: Tensor  # [num_seqs], or none
+    hidden: Tensor  # [num_tokens, hidden_size], or none
+
+    def tokens(self, s: int) -> slice:
+        """Those of sequence s."""
+        return slice(int(self.query_start[s]), int(self.query_start[s + 1]))
 
 
 def tensor_batch(batch: Batch, device: str = "cpu") -> TensorBatch:
@@ -47,6 +56,10 @@ def tensor_batch(batch: Batch, device: str = "cpu") -> TensorBatch:
         tensor(batch.context_lens),
         tensor(batch.block_tables),
         tensor(batch.logit_rows),
+        tensor(batch.state_slots),
+        tensor(batch.num_drafts),
+        tensor(batch.num_accepted),
+        torch.as_tensor(batch.hidden, device=device),
     )
 
 
@@ -88,10 +101,10 @@ class ReferenceOps:
     def sigmoid_mul(self, x: Tensor, gate: Tensor) -> Tensor:
         return x * gate.sigmoid()
 
-    def rms_norm(self, x: Tensor, node: Any, eps: float) -> Tensor:
+    def rms_norm(self, x: Tensor, node: Any, eps: float, offset: float = 0.0) -> Tensor:
         runs = x.reshape(len(x), -1, node.weight.shape[0])
         scaled = runs * torch.rsqrt(runs.square().mean(-1, keepdim=True) + eps)
-        y: Tensor = scaled * node.weight
+        y: Tensor = scaled * (offset + node.weight)
         return y.flatten(-2)
 
     def rope(self, x: Tensor, ctx: Context, rope: Rope, num_heads: int) -> Tensor:
@@ -116,7 +129,7 @@ class ReferenceOps:
         values = v.reshape(len(v), spec.num_kv_heads, spec.value_dim)
         outputs = []
         for s in range(len(ctx.batch.context_lens)):
-            mine = slice(int(ctx.batch.query_start[s]), int(ctx.batch.query_start[s + 1]))
+            mine = ctx.batch.tokens(s)
             context_len = int(ctx.batch.context_lens[s])
             seen_keys, seen_values = keys[mine], values[mine]
             if ctx.cache is not None:
@@ -124,6 +137,55 @@ class ReferenceOps:
                 seen_keys, seen_values = ctx.cache.load(ctx.layer, ctx.batch, s)
             outputs.append(_attend(queries[mine], seen_keys, seen_values, context_len, scale))
         return torch.cat(outputs).flatten(-2)
+
+    def split_heads(self, x: Tensor, num_heads: int, widths: Sequence[int]) -> tuple[Tensor, ...]:
+        runs = torch.split(x.reshape(len(x), num_heads, sum(widths)), list(widths), dim=-1)
+        return tuple(run.flatten(-2) for run in runs)
+
+    def join_heads(self, values: Sequence[Tensor], num_heads: int) -> Tensor:
+        runs = [value.reshape(len(value), num_heads, -1) for value in values]
+        return torch.cat(runs, dim=-1).flatten(-2)
+
+    def head_linear(self, x: Tensor, node: Any) -> Tensor:
+        held = self.held(x, getattr(node.weight, "format", "F32"))
+        heads = held.reshape(len(x), node.weight.shape[0], -1)
+        return torch.einsum("thi,hoi->tho", heads, node.weight.float()).flatten(-2)
+
+    def causal_conv1d(self, x: Tensor, node: Any, ctx: Context, spec: StateSpec) -> Tensor:
+        num_before = spec.conv_kernel - 1
+        outputs = []
+        for s in range(len(ctx.batch.context_lens)):
+            mine = x[ctx.batch.tokens(s)]
+            before = _state_before(ctx, "conv", s, x.new_zeros(num_before, spec.conv_dim))
+            inputs = torch.cat((before, mine))
+            windows = inputs.unfold(0, spec.conv_kernel, 1)  # [tokens, conv_dim, conv_kernel]
+            outputs.append(functional.silu((windows * node.weight).sum(-1)))
+            _keep_states(ctx, "conv", s, [inputs[t : t + num_before] for t in range(len(mine) + 1)])
+        return torch.cat(outputs)
+
+    def gated_delta_rule(
+        self, qkv: Tensor, a: Tensor, b: Tensor, node: Any, ctx: Context, spec: StateSpec
+    ) -> Tensor:
+        key_cols, value_cols = spec.num_key_heads * spec.key_dim, spec.num_value_heads * spec.value_dim
+        group = spec.num_value_heads // spec.num_key_heads
+        q, k, v = torch.split(qkv, [key_cols, key_cols, value_cols], dim=-1)
+        q = _l2_normed(q.reshape(len(q), -1, spec.key_dim)) * spec.key_dim**-0.5
+        k = _l2_normed(k.reshape(len(k), -1, spec.key_dim))
+        q, k = q.repeat_interleave(group, dim=1), k.repeat_interleave(group, dim=1)
+        v = v.reshape(len(v), -1, spec.value_dim)
+        decay = (-node.A_log.exp() * functional.softplus(a + node.dt_bias)).exp()
+        outputs = []
+        for s in range(len(ctx.batch.context_lens)):
+            mine = ctx.batch.tokens(s)
+            zero = v.new_zeros(spec.num_value_heads, spec.key_dim, spec.value_dim)
+            states = [_state_before(ctx, "delta", s, zero)]
+            for t in range(mine.start, mine.stop):
+                state = states[-1] * decay[t, :, None, None]
+                delta = b[t].sigmoid()[:, None] * (v[t] - torch.einsum("hkv,hk->hv", state, k[t]))
+                states.append(state + torch.einsum("hk,hv->hkv", k[t], delta))
+                outputs.append(torch.einsum("hkv,hk->hv", states[-1], q[t]))
+            _keep_states(ctx, "delta", s, states)
+        return torch.stack(outputs).flatten(-2)
 
     def route(self, x: Tensor, node: Any, spec: RouteSpec) -> Routing[Tensor]:
         logits = x.float() @ node.weight.float().T
@@ -155,9 +217,40 @@ class ReferenceOps:
         y: Tensor = self.held(x, getattr(weight, "format", "F32")) @ weight[expert].float().T
         return y
 
+    def given_hidden(self, cols: int, ctx: Context) -> Tensor:
+        hidden: Tensor = ctx.batch.hidden.reshape(-1, cols)
+        return hidden
+
     def select_rows(self, x: Tensor, ctx: Context) -> Tensor:
         rows: Tensor = x[ctx.batch.logit_rows]
         return rows
+
+
+def _l2_normed(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + L2_NORM_EPS)
+
+
+def _state_before(ctx: Context, kind: str, s: int, zero: Tensor) -> Tensor:
+    """What layer `ctx.layer` knows of sequence s before its first token of the batch."""
+    batch = ctx.batch
+    if ctx.cache is None or int(batch.positions[batch.tokens(s).start]) == 0:
+        return zero
+    state: Tensor = ctx.cache.states.load(
+        (kind, ctx.layer), int(batch.state_slots[s]), _at(batch.num_accepted, s)
+    )
+    return state
+
+
+def _keep_states(ctx: Context, kind: str, s: int, states: Sequence[Tensor]) -> None:
+    """Of the states before sequence s and after each of its tokens, those from the first draft on."""
+    if ctx.cache is not None:
+        settled = len(states) - 1 - _at(ctx.batch.num_drafts, s)
+        ctx.cache.states.store((kind, ctx.layer), int(ctx.batch.state_slots[s]), states[settled:])
+
+
+def _at(counts: Tensor, s: int) -> int:
+    """A sequence's count; none of a batch that has no counts."""
+    return int(counts[s]) if len(counts) else 0
 
 
 def _best(ranking: Tensor, count: int) -> Tensor:
@@ -196,14 +289,36 @@ def _rounded(x: Tensor, levels: float) -> Tensor:
     return (x * inverse).round() * (largest / levels)
 
 
+class StateStore:
+    """What linear-attention layers keep in each slot: the state after the settled tokens, and each draft."""
+
+    def __init__(self) -> None:
+        self._states: dict[tuple[str, int], dict[int, list[Tensor]]] = {}
+
+    def store(self, key: tuple[str, int], slot: int, states: Sequence[Tensor]) -> None:
+        """Keep the state after the settled tokens, and after each draft; `key` is the kind and the layer."""
+        self._states.setdefault(key, {})[slot] = [state.detach() for state in states]
+
+    def load(self, key: tuple[str, int], slot: int, num_accepted: int) -> Tensor:
+        """The state after the settled tokens and the first `num_accepted` drafts."""
+        return self._states[key][slot][num_accepted]
+
+    def copy_slot(self, source: int, target: int) -> None:
+        """Copy what every layer keeps of one slot to another."""
+        for slots in self._states.values():
+            slots[target] = list(slots[source])
+
+
 class PagedCache:
     """Keys and values of all layers, in blocks, rounded to `dtype` as they are stored, but held in float32.
 
-    `dtype` is "f32", "bf16" or "int8" (one scale per position and head).
+    `dtype` is "f32", "bf16" or "int8" (one scale per position and head). `states` is for the layers that
+    keep no keys and values.
     """
 
     def __init__(self, specs: Sequence[KVSpec], dtype: str, num_blocks: int, block_size: int) -> None:
         self.dtype, self.num_blocks, self.block_size = dtype, num_blocks, block_size
+        self.states = StateStore()
         self._keys = [torch.zeros(num_blocks * block_size, s.num_kv_heads, s.key_dim) for s in specs]
         self._values = [torch.zeros(num_blocks * block_size, s.num_kv_heads, s.value_dim) for s in specs]
 
