@@ -101,6 +101,31 @@ class KVCache:
     def fill_block(self, block: int, byte: int) -> None:
         """Set every byte of a block, to poison it."""
 
+class StateCache:
+    """Recurrent states of all sequences, in slots."""
+
+    def __init__(self, layers: Sequence[tuple[int, int, int, int, int]], num_slots: int, max_drafts: int = 0) -> None: ...
+
+    @property
+    def num_slots(self) -> int: ...
+
+    @property
+    def max_drafts(self) -> int: ...
+
+    @property
+    def slot_bytes(self) -> int:
+        """Of the states of one sequence."""
+
+    @property
+    def log_bytes(self) -> int:
+        """Of the drafts that a slot can keep aside."""
+
+    def copy_slot(self, source: int, target: int) -> None:
+        """Copy the states; drafts kept aside stay behind."""
+
+    def fill_slot(self, slot: int, byte: int) -> None:
+        """Set every byte of a slot and its log, to poison them."""
+
 class Operand:
     """Columns of a buffer."""
 
@@ -225,6 +250,9 @@ class Logits:
     def copy(self) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]:
         """float32 [rows, vocab_size]."""
 
+    def copy_hidden(self) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]:
+        """What the head read, float32 [tokens, hidden_size]."""
+
     def sample(self, requests: Sequence[SampleRequest]) -> list[Sampled]:
         """Draw one token per row."""
 
@@ -273,12 +301,26 @@ class Program:
 
     def select_rows(self, x: Operand, out: Operand) -> None: ...
 
-    def set_output(self, logits: Operand) -> None: ...
+    def split_heads(self, x: Operand, outputs: Sequence[Operand], num_heads: int) -> None: ...
 
-def run(program: Program, cache: KVCache, vocab_size: int, token_ids: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], positions: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], query_start: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], context_lens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], block_tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], logit_rows: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Logits:
+    def join_heads(self, values: Sequence[Operand], out: Operand, num_heads: int) -> None: ...
+
+    def head_linear(self, input: int, type: str, weight: PackedExperts, out: Operand) -> None: ...
+
+    def causal_conv1d(self, x: Operand, out: Operand, layer: int, spec: tuple[int, int, int, int, int], taps: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> None: ...
+
+    def gated_delta_rule(self, qkv: Operand, a: Operand, b: Operand, out: Operand, layer: int, spec: tuple[int, int, int, int, int], decay_rates: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], dt_bias: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
+
+    def given_hidden(self, out: Operand) -> None: ...
+
+    def set_logits(self, logits: Operand) -> None: ...
+
+    def set_hidden(self, hidden: Operand) -> None: ...
+
+def run(program: Program, cache: KVCache, states: StateCache | None, vocab_size: int, batch: tuple[Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]]) -> Logits:
     """Run a batch."""
 
-def profile(program: Program, cache: KVCache, vocab_size: int, token_ids: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], positions: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], query_start: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], context_lens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], block_tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], logit_rows: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> list[tuple[str, float]]:
+def profile(program: Program, cache: KVCache, states: StateCache | None, vocab_size: int, batch: tuple[Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]]) -> list[tuple[str, float]]:
     """Run a batch and give the seconds of each instruction."""
 
 def read_bandwidth(pool: ThreadPool, kernels: Kernels, bytes: int, repeats: int) -> float:

@@ -138,7 +138,7 @@ class OpProgram:
         """The outputs [rows, cols] of a batch. Raises AssertionError where an op wrote beside its columns."""
         if cache is None:
             cache = _native.KVCache([(1, 4, 4)], "f32", int(batch.block_tables.max()) + 1, 16)
-        buffer = _native.run(self._program, cache, states, self.num_rows, *batch_arrays(batch)).copy()
+        buffer = _native.run(self._program, cache, states, self.num_rows, batch_arrays(batch)).copy()
         is_output = np.zeros(buffer.shape[1], bool)
         for value in self._outputs:
             is_output[value.first_col : value.first_col + value.cols] = True

@@ -103,6 +103,6 @@ def test_profile_names_every_instruction():
     pool = _native.ThreadPool(2)
     program = compile_program(Recording([embed, add], value), pool, _native.choose_kernels(""))
     blocks = _native.KVCache([(1, 4, 4)], "f32", 2, 16)
-    times = _native.profile(program, blocks, None, 4, *batch_arrays(GOOD))
+    times = _native.profile(program, blocks, None, 4, batch_arrays(GOOD))
     assert " + ".join(name for name, _ in times) == "embed + add"  # a stage is timed as one
     assert all(seconds >= 0 for _, seconds in times)

@@ -130,7 +130,7 @@ def run(recording):
     program = compile_program(recording, POOLS[2], KERNELS)
     batch = packed_sequences([(range(3, 40), 37), (range(100, 105), 5)])
     blocks = _native.KVCache([(2, 16, 16)] * TINY.num_hidden_layers, "bf16", 8, 16)
-    return _native.run(program, blocks, None, TINY.vocab_size, *batch_arrays(batch)).copy()
+    return _native.run(program, blocks, None, TINY.vocab_size, batch_arrays(batch)).copy()
 
 
 def apart(recording):

@@ -83,10 +83,10 @@ class NativeRunner:
 
     def profile(self, batch: Batch) -> list[tuple[str, float]]:
         """Compute the batch and return each instruction's name and seconds."""
-        return _native.profile(self._program, self._cache, None, self.vocab_size, *batch_arrays(batch))
+        return _native.profile(self._program, self._cache, None, self.vocab_size, batch_arrays(batch))
 
     def _run(self, batch: Batch) -> _native.Logits:
-        return _native.run(self._program, self._cache, None, self.vocab_size, *batch_arrays(batch))
+        return _native.run(self._program, self._cache, None, self.vocab_size, batch_arrays(batch))
 
 
 def sample_request(row: SampleRow) -> _native.SampleRequest:

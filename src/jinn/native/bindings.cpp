@@ -29,6 +29,7 @@ using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::c
 using Words = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using IntTable = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using ConstFloatTable = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using FloatTable = nb::ndarray<nb::numpy, float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using FloatStack = nb::ndarray<nb::numpy, float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
@@ -128,43 +129,44 @@ ActivationType activation_by_name(const std::string& name) {
   throw std::invalid_argument("activation type " + name + " is not one of int12, int8, bf16, f32");
 }
 
-// Checks every index before the kernels use it.
-BatchView view_of(const Ints& token_ids, const Ints& positions, const Ints& query_start, const Ints& context_lens,
-                  const IntTable& block_tables, const Ints& logit_rows, const KVCache& cache, int64_t vocab_size) {
-  BatchView b{token_ids.data(),
-              positions.data(),
-              query_start.data(),
-              context_lens.data(),
-              block_tables.data(),
-              logit_rows.data(),
-              static_cast<int64_t>(token_ids.size()),
-              static_cast<int64_t>(context_lens.size()),
-              static_cast<int64_t>(block_tables.shape(1)),
-              static_cast<int64_t>(logit_rows.size())};
-  expect(b.num_tokens > 0 && b.num_seqs > 0, "[batch] is empty");
-  expect(static_cast<int64_t>(positions.size()) == b.num_tokens, "[batch] expected a position per token");
-  expect(static_cast<int64_t>(query_start.size()) == b.num_seqs + 1, "[batch] expected num_seqs + 1 query_start");
-  expect(static_cast<int64_t>(block_tables.shape(0)) == b.num_seqs, "[batch] expected a block table per sequence");
-  expect(b.query_start[0] == 0 && b.query_start[b.num_seqs] == b.num_tokens, "[batch] query_start does not cover");
-  for (int64_t i = 0; i < b.num_tokens; ++i) {
-    expect(b.token_ids[i] >= 0 && b.token_ids[i] < vocab_size, "[batch] token id outside the vocabulary");
+// ops/protocol.py's StateSpec, field by field.
+using SpecTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
+
+StateSpec state_spec(const SpecTuple& fields) {
+  const auto& [num_key_heads, num_value_heads, key_dim, value_dim, conv_kernel] = fields;
+  return {num_key_heads, num_value_heads, key_dim, value_dim, conv_kernel};
+}
+
+// ops/protocol.py's Batch, field by field.
+using BatchArrays = std::tuple<Ints, Ints, Ints, Ints, IntTable, Ints, Ints, Ints, Ints, ConstFloatTable>;
+
+// Checks every size and index before the kernels use it.
+BatchView view_of(const BatchArrays& arrays, const Program& program, const KVCache& cache, const StateCache* states,
+                  int64_t vocab_size) {
+  const auto& [token_ids, positions, query_start, context_lens, block_tables, logit_rows, state_slots, num_drafts,
+               num_accepted, hidden] = arrays;
+  BatchView b;
+  b.token_ids = token_ids.data(), b.positions = positions.data(), b.query_start = query_start.data();
+  b.context_lens = context_lens.data(), b.block_tables = block_tables.data(), b.logit_rows = logit_rows.data();
+  const size_t num_tokens = token_ids.size(), num_seqs = context_lens.size();
+  b.num_tokens = static_cast<int64_t>(num_tokens), b.num_seqs = static_cast<int64_t>(num_seqs);
+  b.max_blocks = static_cast<int64_t>(block_tables.shape(1)), b.num_rows = static_cast<int64_t>(logit_rows.size());
+  expect(num_tokens > 0 && num_seqs > 0, "[batch] is empty");
+  expect(positions.size() == num_tokens, "[batch] expected a position per token");
+  expect(query_start.size() == num_seqs + 1, "[batch] expected num_seqs + 1 query_start");
+  expect(block_tables.shape(0) == num_seqs, "[batch] expected a block table per sequence");
+  if (program.hidden_cols() > 0) {
+    expect(hidden.shape(0) == num_tokens && static_cast<int64_t>(hidden.shape(1)) == program.hidden_cols(),
+           "[batch] expected hidden states of each token");
+    b.hidden = {const_cast<float*>(hidden.data()), program.hidden_cols(), program.hidden_cols()};
   }
-  for (int64_t s = 0; s < b.num_seqs; ++s) {
-    const SequenceView sequence = b.sequence(s);
-    expect(sequence.num_tokens > 0 && sequence.context_len >= sequence.num_tokens, "[batch] empty sequence");
-    const int64_t blocks = (sequence.context_len + cache.block_size() - 1) / cache.block_size();
-    expect(blocks <= b.max_blocks, "[batch] block table shorter than the context");
-    for (int64_t i = 0; i < blocks; ++i) {
-      expect(sequence.block_table[i] >= 0 && sequence.block_table[i] < cache.num_blocks(), "[batch] no such block");
-    }
-    for (int64_t i = 0; i < sequence.num_tokens; ++i) {
-      expect(b.positions[sequence.first_token + i] == sequence.context_len - sequence.num_tokens + i,
-             "[batch] positions of a sequence are not consecutive up to its context");
-    }
+  if (!program.state_specs().empty()) {
+    expect(states && states->layers() == program.state_specs(), "[batch] expected the states of the program's layers");
+    expect(state_slots.size() == num_seqs && num_drafts.size() == num_seqs && num_accepted.size() == num_seqs,
+           "[batch] expected a state slot and its drafts per sequence");
+    b.state_slots = state_slots.data(), b.num_drafts = num_drafts.data(), b.num_accepted = num_accepted.data();
   }
-  for (int64_t i = 0; i < b.num_rows; ++i) {
-    expect(b.logit_rows[i] >= 0 && b.logit_rows[i] < b.num_tokens, "[batch] logit row out of range");
-  }
+  check_batch(b, cache, program.state_specs().empty() ? nullptr : states, vocab_size);
   return b;
 }
 
@@ -173,16 +175,27 @@ void check_allowed(const SampleRequest& request, int64_t vocab_size) {
          "[sample] expected a bit per id in allowed");
 }
 
+FloatTable copy_rows(const Matrix& matrix, int64_t rows) {
+  float* values = new float[static_cast<size_t>(rows * matrix.cols)];
+  for (int64_t r = 0; r < rows; ++r) std::copy_n(matrix.row(r), matrix.cols, values + r * matrix.cols);
+  return owned_table(values, static_cast<size_t>(rows), static_cast<size_t>(matrix.cols));
+}
+
 // The logits of the last run, until the next one.
 class Logits {
  public:
-  Logits(std::shared_ptr<Program> program, Matrix matrix, int64_t rows)
-      : program_(std::move(program)), matrix_(matrix), rows_(rows) {}
+  Logits(std::shared_ptr<Program> program, const Outputs& outputs, const BatchView& batch)
+      : program_(std::move(program)),
+        matrix_(outputs.logits),
+        rows_(batch.num_rows),
+        hidden_(outputs.hidden),
+        num_tokens_(batch.num_tokens) {}
 
-  FloatTable copy() const {
-    float* values = new float[static_cast<size_t>(rows_ * matrix_.cols)];
-    for (int64_t r = 0; r < rows_; ++r) std::copy_n(matrix_.row(r), matrix_.cols, values + r * matrix_.cols);
-    return owned_table(values, static_cast<size_t>(rows_), static_cast<size_t>(matrix_.cols));
+  FloatTable copy() const { return copy_rows(matrix_, rows_); }
+
+  FloatTable copy_hidden() const {
+    expect(hidden_.data != nullptr, "[logits] the program keeps no hidden states");
+    return copy_rows(hidden_, num_tokens_);
   }
 
   std::vector<Sampled> sample_rows(const std::vector<const SampleRequest*>& requests) const {
@@ -201,6 +214,8 @@ class Logits {
   std::shared_ptr<Program> program_;
   Matrix matrix_;
   int64_t rows_;
+  Matrix hidden_;
+  int64_t num_tokens_;
 };
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -343,6 +358,35 @@ NB_MODULE(_native, m) {
           },
           "block"_a, "byte"_a, "Set every byte of a block, to poison it.");
 
+  nb::class_<StateCache>(m, "StateCache", "Recurrent states of all sequences, in slots.")
+      .def(
+          "__init__",
+          [](StateCache* self, const std::vector<SpecTuple>& layers, int64_t num_slots, int64_t max_drafts) {
+            std::vector<StateSpec> specs;
+            for (const SpecTuple& layer : layers) specs.push_back(state_spec(layer));
+            new (self) StateCache(specs, num_slots, max_drafts);
+          },
+          "layers"_a, "num_slots"_a, "max_drafts"_a = 0)
+      .def_prop_ro("num_slots", &StateCache::num_slots)
+      .def_prop_ro("max_drafts", &StateCache::max_drafts)
+      .def_prop_ro("slot_bytes", &StateCache::slot_bytes, "Of the states of one sequence.")
+      .def_prop_ro("log_bytes", &StateCache::log_bytes, "Of the drafts that a slot can keep aside.")
+      .def(
+          "copy_slot",
+          [](StateCache& c, int64_t source, int64_t target) {
+            expect(source >= 0 && source < c.num_slots() && target >= 0 && target < c.num_slots(),
+                   "[state_cache] no such slot");
+            c.copy_slot(source, target);
+          },
+          "source"_a, "target"_a, "Copy the states; drafts kept aside stay behind.")
+      .def(
+          "fill_slot",
+          [](StateCache& c, int64_t slot, uint8_t byte) {
+            expect(slot >= 0 && slot < c.num_slots(), "[state_cache] no such slot");
+            c.fill_slot(slot, byte);
+          },
+          "slot"_a, "byte"_a, "Set every byte of a slot and its log, to poison them.");
+
   nb::class_<Operand>(m, "Operand", "Columns of a buffer.")
       .def(nb::init<int, int64_t, int64_t>(), "buffer"_a = -1, "first_col"_a = 0, "cols"_a = 0);
 
@@ -390,6 +434,7 @@ NB_MODULE(_native, m) {
 
   nb::class_<Logits>(m, "Logits", "The rows of the last run, valid until the next.")
       .def("copy", &Logits::copy, "float32 [rows, vocab_size].")
+      .def("copy_hidden", &Logits::copy_hidden, "What the head read, float32 [tokens, hidden_size].")
       .def("sample", &Logits::sample_rows, "requests"_a, "Draw one token per row.");
 
   nb::class_<Program>(m, "Program", "A recorded model.")
@@ -471,34 +516,51 @@ NB_MODULE(_native, m) {
           [](Program& p, int places, int x, Operand weights, Operand out) { p.combine(weights, places, x, out); },
           "places"_a, "x"_a, "weights"_a, "out"_a)
       .def("select_rows", &Program::select_rows, "x"_a, "out"_a)
-      .def("set_output", &Program::set_output, "logits"_a);
+      .def("split_heads", &Program::split_heads, "x"_a, "outputs"_a, "num_heads"_a)
+      .def("join_heads", &Program::join_heads, "values"_a, "out"_a, "num_heads"_a)
+      .def(
+          "head_linear",
+          [](Program& p, int input, const std::string& type, std::shared_ptr<PackedExperts> weight, Operand out) {
+            p.head_linear(input, activation_by_name(type), std::move(weight), out);
+          },
+          "input"_a, "type"_a, "weight"_a, "out"_a)
+      .def(
+          "causal_conv1d",
+          [](Program& p, Operand x, Operand out, int layer, const SpecTuple& spec, const ConstFloatTable& taps) {
+            p.causal_conv1d(x, out, layer, state_spec(spec), {taps.data(), taps.data() + taps.size()});
+          },
+          "x"_a, "out"_a, "layer"_a, "spec"_a, "taps"_a)
+      .def(
+          "gated_delta_rule",
+          [](Program& p, Operand qkv, Operand a, Operand b, Operand out, int layer, const SpecTuple& spec,
+             const Floats& decay_rates, const Floats& dt_bias) {
+            p.gated_delta_rule(qkv, a, b, out, layer, state_spec(spec), to_vector(decay_rates), to_vector(dt_bias));
+          },
+          "qkv"_a, "a"_a, "b"_a, "out"_a, "layer"_a, "spec"_a, "decay_rates"_a, "dt_bias"_a)
+      .def("given_hidden", &Program::given_hidden, "out"_a)
+      .def("set_logits", &Program::set_logits, "logits"_a)
+      .def("set_hidden", &Program::set_hidden, "hidden"_a);
 
   m.def(
       "run",
-      [](std::shared_ptr<Program> program, const KVCache& cache, int64_t vocab_size, const Ints& token_ids,
-         const Ints& positions, const Ints& query_start, const Ints& context_lens, const IntTable& block_tables,
-         const Ints& logit_rows) {
-        const BatchView batch =
-            view_of(token_ids, positions, query_start, context_lens, block_tables, logit_rows, cache, vocab_size);
-        Matrix logits;
+      [](std::shared_ptr<Program> program, const KVCache& cache, StateCache* states, int64_t vocab_size,
+         const BatchArrays& arrays) {
+        const BatchView batch = view_of(arrays, *program, cache, states, vocab_size);
+        Outputs outputs;
         {
           nb::gil_scoped_release release;
-          logits = program->run(batch, cache);
+          outputs = program->run(batch, cache, states);
         }
-        return Logits(std::move(program), logits, batch.num_rows);
+        return Logits(std::move(program), outputs, batch);
       },
-      "program"_a, "cache"_a, "vocab_size"_a, "token_ids"_a, "positions"_a, "query_start"_a, "context_lens"_a,
-      "block_tables"_a, "logit_rows"_a, "Run a batch.");
+      "program"_a, "cache"_a, "states"_a.none(), "vocab_size"_a, "batch"_a, "Run a batch.");
   m.def(
       "profile",
-      [](Program& program, const KVCache& cache, int64_t vocab_size, const Ints& token_ids, const Ints& positions,
-         const Ints& query_start, const Ints& context_lens, const IntTable& block_tables, const Ints& logit_rows) {
-        const BatchView batch =
-            view_of(token_ids, positions, query_start, context_lens, block_tables, logit_rows, cache, vocab_size);
-        return program.profile(batch, cache);
+      [](Program& program, const KVCache& cache, StateCache* states, int64_t vocab_size, const BatchArrays& arrays) {
+        return program.profile(view_of(arrays, program, cache, states, vocab_size), cache, states);
       },
-      "program"_a, "cache"_a, "vocab_size"_a, "token_ids"_a, "positions"_a, "query_start"_a, "context_lens"_a,
-      "block_tables"_a, "logit_rows"_a, "Run a batch and give the seconds of each instruction.");
+      "program"_a, "cache"_a, "states"_a.none(), "vocab_size"_a, "batch"_a,
+      "Run a batch and give the seconds of each instruction.");
 
   m.def("read_bandwidth", &read_bandwidth, "pool"_a, "kernels"_a, "bytes"_a, "repeats"_a, "Bytes per second.");
   m.def(

@@ -20,6 +20,8 @@ const Kernels kernels = {
     rope,
     store_kv,
     attention,
+    causal_conv1d,
+    gated_delta_rule,
     route,
     combine,
     find_maximum,

@@ -7,6 +7,7 @@
 
 #include "kv_cache.h"
 #include "packed.h"
+#include "state_cache.h"
 
 namespace jinn {
 
@@ -34,10 +35,11 @@ struct Activations {
   int64_t stride = 0;
   int64_t cols = 0;
   ActivationType type = ActivationType::F32;
+  int64_t first_col = 0;  // that kernels see; a whole group of integers, a whole pair of BF16
 
-  uint8_t* row(int64_t r) const { return data + r * stride; }
-  int64_t code_bytes() const { return type == ActivationType::Int12 ? 2 * cols : cols; }
-  uint8_t* codes(int64_t r) const { return block(r) + r % kActivationRows * code_bytes(); }
+  uint8_t* row(int64_t r) const { return data + r * stride + first_col * (type == ActivationType::BF16 ? 2 : 4); }
+  int64_t code_bytes() const { return code_size() * cols; }  // of a row
+  uint8_t* codes(int64_t r) const { return block(r) + r % kActivationRows * code_bytes() + code_size() * first_col; }
   // Of group 0; group g is kActivationRows * g further.
   float* scales(int64_t r) const { return plane<float>(r, 0); }
   int32_t* sums(int64_t r) const { return plane<int32_t>(r, 1); }
@@ -45,10 +47,11 @@ struct Activations {
   int32_t* half_sums(int64_t r) const { return plane<int32_t>(r, 3); }
 
  private:
+  int64_t code_size() const { return type == ActivationType::Int12 ? 2 : 1; }
   uint8_t* block(int64_t r) const { return data + r / kActivationRows * kActivationRows * stride; }
   template <class Number>
   Number* plane(int64_t r, int64_t index) const {
-    const int64_t numbers = index * cols / kGroup * kActivationRows + r % kActivationRows;
+    const int64_t numbers = (index * cols + first_col) / kGroup * kActivationRows + r % kActivationRows;
     return reinterpret_cast<Number*>(block(r) + kActivationRows * code_bytes()) + numbers;
   }
 };
@@ -91,6 +94,24 @@ struct AttentionPiece {
   Matrix query, output;
 };
 
+// Columns first_col .. last_col - 1 of one sequence, whose tail and log are [rows][x.cols] each.
+struct ConvPiece {
+  const float* taps;  // [conv_kernel][x.cols], oldest input first
+  int64_t conv_kernel;
+  Matrix x, out;
+  StateStep step;
+  float *tail, *log;
+  int64_t first_col, last_col;
+};
+
+// A slice of one value head of one sequence: its key head's q and k, its columns of v and out, its column of a and b.
+struct DeltaRulePiece {
+  Matrix q, k, v, a, b, out;
+  float decay_rate, dt_bias;  // decay = exp(-decay_rate * softplus(a + dt_bias))
+  StateStep step;
+  StateSlice slice;
+};
+
 // How each token's experts are chosen, as RouteSpec in ops/protocol.py has it.
 struct RouteSpec {
   bool is_sigmoid = false, is_renormalized = false;
@@ -120,6 +141,8 @@ struct Kernels {
   void (*store_kv)(const KVCache& cache, int layer, const SequenceView& sequence, Matrix k, Matrix v, int64_t first,
                    int64_t last);
   void (*attention)(const AttentionPiece& piece);
+  void (*causal_conv1d)(const ConvPiece& piece);
+  void (*gated_delta_rule)(const DeltaRulePiece& piece);
   void (*route)(const RouteSpec& spec, Matrix logits, const RouteOutput& out, int64_t first, int64_t last);
   // Row r is the sum over its weights, in order, of weights[i] * x[places[r * weights.cols + i]].
   void (*combine)(Matrix x, const int32_t* places, Matrix weights, Matrix out, int64_t first, int64_t last);

@@ -17,6 +17,8 @@ void rope(const Rotation& rotation, Matrix x, Matrix out, int64_t first, int64_t
 void store_kv(const KVCache& cache, int layer, const SequenceView& sequence, Matrix k, Matrix v, int64_t first,
               int64_t last);
 void attention(const AttentionPiece& piece);
+void causal_conv1d(const ConvPiece& piece);
+void gated_delta_rule(const DeltaRulePiece& piece);
 void route(const RouteSpec& spec, Matrix logits, const RouteOutput& out, int64_t first, int64_t last);
 void combine(Matrix x, const int32_t* places, Matrix weights, Matrix out, int64_t first, int64_t last);
 bool find_maximum(const float* x, int64_t n, float* maximum);

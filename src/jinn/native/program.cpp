@@ -157,6 +157,21 @@ class SelectRows : public RowWise {
   Operand x_, out_;
 };
 
+class GivenHidden : public RowWise {
+ public:
+  explicit GivenHidden(Operand out) : RowWise(out.buffer), out_(out) {}
+  std::string name() const override { return "given_hidden"; }
+  void rows(const Step& step, int64_t first, int64_t last) const override {
+    const Matrix out = step.matrix(out_);
+    for (int64_t r = first; r < last; ++r) {
+      std::memcpy(out.row(r), step.batch.hidden.row(r), sizeof(float) * static_cast<size_t>(out.cols));
+    }
+  }
+
+ private:
+  Operand out_;
+};
+
 // Items are blocks of (tiles, rows); the tiles of all weights count as one sequence.
 class Linear : public Instruction {
  public:
@@ -369,6 +384,12 @@ void Program::select_rows(Operand x, Operand out) {
   append(std::make_unique<SelectRows>(x, out));
 }
 
+void Program::given_hidden(Operand out) {
+  expect(hidden_cols_ == 0 || hidden_cols_ == out.cols, "[given_hidden] expected one width");
+  hidden_cols_ = out.cols;
+  append(std::make_unique<GivenHidden>(out));
+}
+
 // Memory for each buffer: slots one after another, each as large as its largest buffer.
 std::vector<uint8_t*> Program::lay_out(const BatchView& batch) {
   std::vector<size_t> slot_bytes;
@@ -403,17 +424,27 @@ void Program::run_stage(size_t stage, const Step& step) {
   pool_->barrier();
 }
 
-Matrix Program::run(const BatchView& batch, const KVCache& cache) {
-  const Step step(*this, batch, cache, lay_out(batch));
+void Program::set_progress(const BatchView& batch, StateCache* states) const {
+  if (state_specs_.empty()) return;
+  for (int64_t s = 0; s < batch.num_seqs; ++s) {
+    const int64_t drafts = batch.num_drafts[s];
+    states->set_progress(batch.state_slots[s], {batch.context_lens[s] - drafts, drafts});
+  }
+}
+
+Outputs Program::run(const BatchView& batch, const KVCache& cache, StateCache* states) {
+  const Step step(*this, batch, cache, states, lay_out(batch));
   for (size_t i = 0; i < stages_.size(); ++i) counters_[i].store(0, std::memory_order_relaxed);
   pool_->run([&](int) {
     for (size_t i = 0; i < stages_.size(); ++i) run_stage(i, step);
   });
-  return step.matrix(output_);
+  set_progress(batch, states);
+  return {step.matrix(logits_), hidden_.buffer < 0 ? Matrix{} : step.matrix(hidden_)};
 }
 
-std::vector<std::pair<std::string, double>> Program::profile(const BatchView& batch, const KVCache& cache) {
-  const Step step(*this, batch, cache, lay_out(batch));
+std::vector<std::pair<std::string, double>> Program::profile(const BatchView& batch, const KVCache& cache,
+                                                             StateCache* states) {
+  const Step step(*this, batch, cache, states, lay_out(batch));
   for (size_t i = 0; i < stages_.size(); ++i) counters_[i].store(0, std::memory_order_relaxed);
   std::vector<std::pair<std::string, double>> times;
   using Clock = std::chrono::steady_clock;
@@ -427,6 +458,7 @@ std::vector<std::pair<std::string, double>> Program::profile(const BatchView& ba
       times.emplace_back(name, std::chrono::duration<double>(Clock::now() - start).count());
     }
   });
+  set_progress(batch, states);
   return times;
 }
 

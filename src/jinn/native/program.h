@@ -10,26 +10,13 @@
 #include <string>
 #include <vector>
 
+#include "batch.h"
 #include "experts.h"
 #include "kernels.h"
+#include "state_cache.h"
 #include "threads.h"
 
 namespace jinn {
-
-// The arrays of ops/protocol.py's Batch.
-struct BatchView {
-  const int32_t* token_ids = nullptr;
-  const int32_t* positions = nullptr;
-  const int32_t* query_start = nullptr;
-  const int32_t* context_lens = nullptr;
-  const int32_t* block_tables = nullptr;
-  const int32_t* logit_rows = nullptr;
-  int64_t num_tokens = 0, num_seqs = 0, max_blocks = 0, num_rows = 0;
-
-  SequenceView sequence(int64_t s) const {
-    return {query_start[s], query_start[s + 1] - query_start[s], context_lens[s], block_tables + s * max_blocks};
-  }
-};
 
 enum class Rows { Tokens, Logits };
 
@@ -50,6 +37,12 @@ class Instruction {
   virtual std::string name() const = 0;
   // The buffer whose rows are computed each by itself, 16 to an item; -1 for other instructions.
   virtual int row_buffer() const { return -1; }
+};
+
+// What a run leaves for its caller.
+struct Outputs {
+  Matrix logits;  // [num_rows, vocab_size]
+  Matrix hidden;  // [num_tokens, hidden_size]; empty unless the program keeps it
 };
 
 class Program {
@@ -90,12 +83,28 @@ class Program {
                         int out_buffer);
   void combine(Operand weights, int places_buffer, int x_buffer, Operand out);
   void select_rows(Operand x, Operand out);
-  void set_output(Operand logits) { output_ = logits; }
+  // The parts of each head, side by side, and back.
+  void split_heads(Operand x, std::vector<Operand> outputs, int64_t num_heads);
+  void join_heads(std::vector<Operand> values, Operand out, int64_t num_heads);
+  // Each head by a matrix of its own.
+  void head_linear(int input_buffer, ActivationType type, std::shared_ptr<PackedExperts> weight, Operand out);
+  // Linear attention, whose layers keep states (state_cache.h). `taps` are [conv_kernel][columns].
+  void causal_conv1d(Operand x, Operand out, int layer, const StateSpec& spec, std::vector<float> taps);
+  void gated_delta_rule(Operand qkv, Operand a, Operand b, Operand out, int layer, const StateSpec& spec,
+                        std::vector<float> decay_rates, std::vector<float> dt_bias);
+  void given_hidden(Operand out);
+  void set_logits(Operand logits) { logits_ = logits; }
+  void set_hidden(Operand hidden) { hidden_ = hidden; }
 
-  // Runs the batch; the result [num_rows, output cols] stays valid until the next run.
-  Matrix run(const BatchView& batch, const KVCache& cache);
+  // Runs the batch; what it computes stays valid until the next run. `states` may be null where no layer keeps any.
+  Outputs run(const BatchView& batch, const KVCache& cache, StateCache* states);
   // Names and seconds of each stage of one run, as thread 0 sees it.
-  std::vector<std::pair<std::string, double>> profile(const BatchView& batch, const KVCache& cache);
+  std::vector<std::pair<std::string, double>> profile(const BatchView& batch, const KVCache& cache, StateCache* states);
+
+  // What each layer with states keeps; empty for most models.
+  const std::vector<StateSpec>& state_specs() const { return state_specs_; }
+  // Columns of the batch's hidden states that are read, 0 where none are.
+  int64_t hidden_cols() const { return hidden_cols_; }
 
   ThreadPool& pool() const { return *pool_; }
   const Kernels& kernels() const { return kernels_; }
@@ -109,7 +118,9 @@ class Program {
   };
 
   void append(std::unique_ptr<Instruction> instruction);
+  void use_states(int layer, const StateSpec& spec);
   void run_stage(size_t stage, const Step& step);
+  void set_progress(const BatchView& batch, StateCache* states) const;
   std::vector<uint8_t*> lay_out(const BatchView& batch);
   Rows rows_of(const Operand& operand) const { return buffers_[static_cast<size_t>(operand.buffer)].rows; }
 
@@ -118,7 +129,9 @@ class Program {
   std::vector<Buffer> buffers_;
   std::vector<std::vector<std::unique_ptr<Instruction>>> stages_;
   std::unique_ptr<std::atomic<int64_t>[]> counters_;
-  Operand output_;
+  Operand logits_, hidden_;
+  std::vector<StateSpec> state_specs_;
+  int64_t hidden_cols_ = 0;
   struct Free {
     void operator()(uint8_t* data) const;
   };
@@ -129,11 +142,18 @@ class Program {
 // What instructions see of a run.
 class Step {
  public:
-  Step(const Program& program, const BatchView& batch, const KVCache& cache, std::vector<uint8_t*> memory)
-      : batch(batch), cache(cache), kernels(program.kernels()), program_(program), memory_(std::move(memory)) {}
+  Step(const Program& program, const BatchView& batch, const KVCache& cache, const StateCache* states,
+       std::vector<uint8_t*> memory)
+      : batch(batch),
+        cache(cache),
+        states(states),
+        kernels(program.kernels()),
+        program_(program),
+        memory_(std::move(memory)) {}
 
   const BatchView& batch;
   const KVCache& cache;
+  const StateCache* states;  // null where no layer keeps states
   const Kernels& kernels;
 
   int num_threads() const { return program_.pool().size(); }

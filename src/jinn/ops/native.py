@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,10 @@ from jinn.ops.protocol import (
     Routing,
     StateSpec,
 )
+
+BatchArrays = tuple[
+    IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, FloatArray
+]
 
 FLOAT_FORMATS = ("F32", "F16", "BF16")
 NO_BIAS = np.empty(0, np.float32)
@@ -176,7 +180,9 @@ class NativeOps:
 
     def causal_conv1d(self, x: SymbolicValue, node: Any, ctx: Context, spec: StateSpec) -> SymbolicValue:
         taps = np.ascontiguousarray(node.weight.dequantize().T)
-        return self._record("causal_conv1d", (x,), (_value_like(x),), layer=ctx.layer, taps=taps)[0]
+        return self._record(
+            "causal_conv1d", (x,), (_value_like(x),), layer=ctx.layer, spec=astuple(spec), taps=taps
+        )[0]
 
     def gated_delta_rule(
         self,
@@ -192,6 +198,7 @@ class NativeOps:
             (qkv, a, b),
             (_value(spec.num_value_heads * spec.value_dim),),
             layer=ctx.layer,
+            spec=astuple(spec),
             decay_rates=np.exp(node.A_log),
             dt_bias=node.dt_bias,
         )[0]
@@ -474,7 +481,7 @@ def _emit(
             getattr(program, name)(*map(operand, inputs + outputs), **attributes)
 
 
-def batch_arrays(batch: Batch) -> tuple[IntArray | FloatArray, ...]:
+def batch_arrays(batch: Batch) -> BatchArrays:
     """The batch as `_native.run` and `_native.profile` take it."""
     return (
         batch.token_ids,
