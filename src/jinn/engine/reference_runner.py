@@ -51,7 +51,10 @@ class ReferenceRunner:
 
     def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
         """See `Runner`."""
-        return self._compute(self._model.hidden_states, batch)
+        return self._compute(self._hidden_rows, batch)
+
+    def _hidden_rows(self, ops: ReferenceOps, parameters: Any, ctx: Context) -> torch.Tensor:
+        return ops.select_rows(self._model.hidden(ops, parameters, ctx), ctx)
 
     def _compute(self, forward: Callable[..., torch.Tensor], batch: Batch) -> npt.NDArray[np.float32]:
         with torch.no_grad():

@@ -72,9 +72,8 @@ class NativeRunner:
     def hidden_states(self, batch: Batch) -> npt.NDArray[np.float32]:
         """See `Runner`."""
         program = self._record_hidden_states()
-        values: npt.NDArray[np.float32] = _native.run(
-            program, self._cache, self.vocab_size, *_arrays(batch)
-        ).copy()
+        rows = _native.run(program, self._cache, None, self.vocab_size, batch_arrays(batch))
+        values: npt.NDArray[np.float32] = rows.copy()
         return values
 
     def copy_block(self, source: int, target: int) -> None:
