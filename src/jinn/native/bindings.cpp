@@ -170,15 +170,15 @@ BatchView view_of(const BatchArrays& arrays, const Program& program, const KVCac
   return b;
 }
 
+void check_allowed(const SampleRequest& request, int64_t vocab_size) {
+  expect(request.allowed.empty() || static_cast<int64_t>(request.allowed.size()) == (vocab_size + 31) / 32,
+         "[sample] expected a bit per id in allowed");
+}
+
 FloatTable copy_rows(const Matrix& matrix, int64_t rows) {
   float* values = new float[static_cast<size_t>(rows * matrix.cols)];
   for (int64_t r = 0; r < rows; ++r) std::copy_n(matrix.row(r), matrix.cols, values + r * matrix.cols);
   return owned_table(values, static_cast<size_t>(rows), static_cast<size_t>(matrix.cols));
-}
-
-void check_allowed(const SampleRequest& request, int64_t vocab_size) {
-  expect(request.allowed.empty() || static_cast<int64_t>(request.allowed.size()) == (vocab_size + 31) / 32,
-         "[sample] expected a bit per id in allowed");
 }
 
 // The logits of the last run, until the next one.
