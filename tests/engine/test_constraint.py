@@ -177,7 +177,7 @@ def test_others_are_served_while_a_grammar_is_compiled():
         may_go_on.wait(10)
         return LetterTokenizer()
 
-    engine = make_engine(FakeRunner(64, 4), load_tokenizer)
+    engine = make_engine(FakeRunner(64, 4), load_tokenizer=load_tokenizer)
     engine.submit(make_request(regex_grammar("ab"), "slow"))
     assert is_compiling.wait(10)
     engine.submit(replace(make_request("", "fast"), grammar=None))
@@ -199,7 +199,7 @@ def test_an_abort_while_the_grammar_is_compiled(index):
         may_go_on.wait(10)
         return LetterTokenizer()
 
-    engine = make_engine(FakeRunner(64, 4), load_tokenizer)
+    engine = make_engine(FakeRunner(64, 4), load_tokenizer=load_tokenizer)
     engine.submit(make_request(regex_grammar("ab"), n=2))
     engine.abort(Abort("r", index))
     may_go_on.set()

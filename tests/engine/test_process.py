@@ -293,7 +293,7 @@ def test_idle_time_checks_the_books(monkeypatch):
             ours.sendall(frame(make_request("again")))
 
         engine.check_integrity = check
-        monkeypatch.setattr("jinn.engine.process.Engine", lambda *_: engine)
+        monkeypatch.setattr("jinn.engine.start.Engine", lambda *_: engine)
         assert run(theirs, EngineConfig("fake"), load_runner) == 1
         assert len(checks) == 2
         reader = FrameReader()
