@@ -42,7 +42,7 @@ def describe(path: Path) -> dict[str, Any]:
 
     with open_checkpoint(path) as checkpoint:
         model = model_of(checkpoint)
-        check_tensors(model.parameters(), model.origins(checkpoint), checkpoint)
+        check_tensors(model, checkpoint)
         weights = sum(info.nbytes for info in checkpoint.tensors.values())
         cache = DEFAULTS["cache_memory"]
         return {

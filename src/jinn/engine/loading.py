@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache, partial
 from importlib import metadata
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from jinn import _native, env
 from jinn.engine.config import EngineConfig, ModelInfo
@@ -19,6 +21,7 @@ from jinn.models.model import Model
 from jinn.models.parameters import Node, Origin, ParameterSpec, tree
 from jinn.models.registry import model_of
 from jinn.ops.native import Recording, compile_program, fuse, record, record_hidden, record_predict
+from jinn.ops.protocol import FloatArray
 from jinn.weights.checkpoint import Checkpoint, open_checkpoint
 from jinn.weights.errors import WeightsError
 from jinn.weights.quantize import dequantize
@@ -30,6 +33,7 @@ _MAX_SLOTS_PER_SEQUENCE = 16  # recurrent states: its own and snapshots
 _SAMPLED_BYTES = 256  # of each end of a tensor
 # Tensors that repeat another or the config: a tied head, rotary frequencies.
 _DERIVED_TENSORS = ("lm_head.weight", "rotary_emb.inv_freq", "rope_freqs.weight")
+_ELEMENTS = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}  # formats without blocks
 
 Progress = Callable[[int, int], None]
 """Takes the bytes loaded so far, and all."""
@@ -39,6 +43,8 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, Model
     """Load the model of `config` for the native kernels. Raises WeightsError or ConfigError, one line."""
     with open_checkpoint(config.model) as checkpoint:
         model = model_of(checkpoint)
+        if config.speculative != "mtp":
+            model = model.without_prediction()
         pool = _native.ThreadPool(config.num_threads or _native.default_num_threads())
         kernels = _native.choose_kernels(env.isa() or "")
         parameters = load_parameters(model, checkpoint, pool, progress)
@@ -109,8 +115,8 @@ def load_parameters(
     model: Model, checkpoint: Checkpoint, pool: _native.ThreadPool, progress: Progress
 ) -> dict[str, Any]:
     """Every parameter by key: matrices packed, vectors as float32. Pages of the file are let go behind."""
+    check_tensors(model, checkpoint)
     specs, origins = model.parameters(), model.origins(checkpoint)
-    check_tensors(specs, origins, checkpoint)
     sizes = {name: origin_bytes(origin, checkpoint) for name, origin in origins.items()}
     loaded, parameters = 0, {}
     for name, spec in specs.items():
@@ -128,14 +134,34 @@ def origin_bytes(origin: Origin, checkpoint: Checkpoint) -> int:
 def _load(checkpoint: Checkpoint, spec: ParameterSpec, origin: Origin, pool: _native.ThreadPool) -> Any:
     for name in origin.names:
         checkpoint.check_finite(name)
-    if len(spec.shape) == 1:
-        info = checkpoint.tensors[origin.name]
-        values = dequantize(checkpoint.data(origin.name), info.format, info.shape)
-        return np.ascontiguousarray(values if origin.row_order is None else values[origin.row_order])
+    if not spec.is_packed:
+        return read_float32(checkpoint, spec, origin)
     packed = _pack(checkpoint, spec, origin, pool)
     for name in origin.names:
         checkpoint.release(name)
     return packed
+
+
+def read_float32(checkpoint: Checkpoint, spec: ParameterSpec, origin: Origin) -> FloatArray:
+    """The parameter's numbers. Raises WeightsError where none stands for what the file has."""
+    infos = [checkpoint.tensors[name] for name in origin.names]
+    tensors = [dequantize(checkpoint.data(info.name), info.format, info.shape) for info in infos]
+    with np.errstate(all="ignore"):
+        values: FloatArray = origin.read(tensors, spec)
+    if origin.encoding is not None and not np.isfinite(values).all():
+        raise WeightsError(f"{checkpoint.path}: tensor {origin.name!r} has a number that means nothing there")
+    return values
+
+
+def read_moved_columns(
+    checkpoint: Checkpoint, spec: ParameterSpec, origin: Origin
+) -> tuple[npt.NDArray[Any], str]:
+    """The parameter's numbers in the file's format, or in float32 where that has blocks, which break."""
+    format_name = checkpoint.tensors[origin.name].format.name
+    if format_name not in _ELEMENTS:
+        return read_float32(checkpoint, spec, origin), "F32"
+    tensors = [checkpoint.data(name).view(_ELEMENTS[format_name]) for name in origin.names]
+    return origin.read(tensors, spec), format_name
 
 
 def _pack(checkpoint: Checkpoint, spec: ParameterSpec, origin: Origin, pool: _native.ThreadPool) -> Any:
@@ -147,19 +173,26 @@ def _pack(checkpoint: Checkpoint, spec: ParameterSpec, origin: Origin, pool: _na
         )
     (format_name,) = formats
     *experts, rows, cols = spec.shape
-    if not experts:
-        return _native.pack(pool, checkpoint.data(origin.name), format_name, rows, cols, origin.row_order)
-    if origin.num_experts is None:
+    row_order = origin.rows
+    if origin.moves_columns:
+        values, format_name = read_moved_columns(checkpoint, spec, origin)
+        sources, row_order = list(values.view(np.uint8).reshape(prod(experts), -1)), None
+    elif experts and origin.num_experts is None:
         sources = list(checkpoint.data(origin.name).reshape(experts[0], -1))
     else:
         sources = [checkpoint.data(name) for name in origin.names]
-    return _native.pack_experts(pool, sources, format_name, rows, cols, origin.row_order)
+    if not experts:
+        (source,) = sources
+        if row_order is not None and len(row_order) < origin.shape_of(spec)[0]:  # it has others' rows too
+            source = source.reshape(origin.shape_of(spec)[0], -1)[row_order].reshape(-1)
+            row_order = None
+        return _native.pack(pool, source, format_name, rows, cols, row_order)
+    return _native.pack_experts(pool, sources, format_name, rows, cols, row_order)
 
 
-def check_tensors(
-    specs: Mapping[str, ParameterSpec], origins: Mapping[str, Origin], checkpoint: Checkpoint
-) -> None:
+def check_tensors(model: Model, checkpoint: Checkpoint) -> None:
     """Raise WeightsError for the first parameter that the checkpoint lacks, has in another shape or adds."""
+    specs, origins = model.parameters(), model.origins(checkpoint)
     used: set[str] = set()
     for parameter, spec in specs.items():
         origin = origins[parameter]
@@ -168,13 +201,13 @@ def check_tensors(
             info = checkpoint.tensors.get(name)
             if info is None:
                 raise WeightsError(f"{checkpoint.path}: tensor {name!r} is missing")
-            if info.shape != shape:
+            if _without_leading_ones(info.shape) != _without_leading_ones(shape):
                 raise WeightsError(
                     f"{checkpoint.path}: tensor {name!r} has shape {list(info.shape)}, not {list(shape)}"
                 )
         used.update(origin.names)
     for name in checkpoint.tensors:
-        if name not in used and not name.endswith(_DERIVED_TENSORS):
+        if name not in used and not name.endswith(_DERIVED_TENSORS) and not model.ignores(name, checkpoint):
             raise WeightsError(f"{checkpoint.path}: tensor {name!r} is none of the model's")
     vocabulary = checkpoint.config_source.get("tokenizer.ggml.tokens", ())
     rows = specs["model.embed_tokens.weight"].shape[0]
@@ -182,6 +215,12 @@ def check_tensors(
         raise WeightsError(
             f"{checkpoint.path}: the vocabulary has {len(vocabulary)} tokens, but the embedding {rows} rows"
         )
+
+
+def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """GGUF writers may leave out axes of 1 at the front."""
+    first = next((i for i, size in enumerate(shape) if size > 1), len(shape) - 1)
+    return shape[first:]
 
 
 def model_info(model: Model, checkpoint: Checkpoint, arithmetic: str) -> ModelInfo:

@@ -13,17 +13,16 @@ import numpy.typing as npt
 import torch
 
 from jinn.engine.config import EngineConfig, ModelInfo
-from jinn.engine.loading import Progress, check_tensors, model_info, origin_bytes
+from jinn.engine.loading import Progress, check_tensors, model_info, origin_bytes, read_float32
 from jinn.engine.runner import Runner
 from jinn.engine.sampler import SampledToken, SampleRow, sample
 from jinn.models.model import Model
-from jinn.models.parameters import Origin, tree
+from jinn.models.parameters import Origin, ParameterSpec, tree
 from jinn.models.registry import model_of
 from jinn.ops.protocol import Batch, Context
 from jinn.ops.reference import PagedCache, ReferenceOps, tensor_batch
 from jinn.weights.checkpoint import Checkpoint, open_checkpoint
 from jinn.weights.errors import WeightsError
-from jinn.weights.quantize import dequantize
 
 _NUM_STATE_SLOTS = 1024  # made when they are first written
 
@@ -96,6 +95,8 @@ def load_reference_runner(config: EngineConfig, progress: Progress) -> tuple[Run
         torch.set_num_threads(config.num_threads)
     with open_checkpoint(config.model) as checkpoint:
         model = model_of(checkpoint)
+        if config.speculative != "mtp":
+            model = model.without_prediction()
         parameters = load_tensors(model, checkpoint, progress)
         info = model_info(model, checkpoint, "reference")
     cache = PagedCache(model.kv_specs(), config.kv_cache_dtype, _num_blocks(model, config), config.block_size)
@@ -104,28 +105,23 @@ def load_reference_runner(config: EngineConfig, progress: Progress) -> tuple[Run
 
 def load_tensors(model: Model, checkpoint: Checkpoint, progress: Progress) -> dict[str, torch.Tensor]:
     """Every parameter by key, dequantized to float32, with its file's format as `.format`."""
+    check_tensors(model, checkpoint)
     specs, origins = model.parameters(), model.origins(checkpoint)
-    check_tensors(specs, origins, checkpoint)
     sizes = {name: origin_bytes(origin, checkpoint) for name, origin in origins.items()}
     loaded, parameters = 0, {}
-    for name in specs:
-        parameters[name] = _load(checkpoint, origins[name])
+    for name, spec in specs.items():
+        parameters[name] = _load(checkpoint, spec, origins[name])
         loaded += sizes[name]
         progress(loaded, sum(sizes.values()))
     return parameters
 
 
-def _load(checkpoint: Checkpoint, origin: Origin) -> torch.Tensor:
-    parts = []
+def _load(checkpoint: Checkpoint, spec: ParameterSpec, origin: Origin) -> torch.Tensor:
     for name in origin.names:
-        info = checkpoint.tensors[name]
         checkpoint.check_finite(name)
-        parts.append(dequantize(checkpoint.data(name), info.format, info.shape))
-    values = parts[0] if origin.num_experts is None else np.stack(parts)
-    if origin.row_order is not None:
-        values = values.take(origin.row_order, axis=max(values.ndim - 2, 0))
-    tensor: Any = torch.from_numpy(values)
-    tensor.format = info.format.name
+    tensor: Any = torch.from_numpy(read_float32(checkpoint, spec, origin))
+    file_format = checkpoint.tensors[origin.names[0]].format
+    tensor.format = "F32" if origin.moves_columns and file_format.is_quantized else file_format.name
     parameter: torch.Tensor = tensor
     return parameter
 

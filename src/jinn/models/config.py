@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from jinn.models.fields import ConfigError, Fields
@@ -21,6 +21,26 @@ GGUF_KEYS = {
     "num_experts": "expert_count",
     "num_experts_per_tok": "expert_used_count",
     "moe_intermediate_size": "expert_feed_forward_length",
+    "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+    "n_shared_experts": "expert_shared_count",
+    "first_k_dense_replace": "leading_dense_block_count",
+    "norm_topk_prob": "expert_weights_norm",
+    "routed_scaling_factor": "expert_weights_scale",
+    "expert_gating_func": "expert_gating_func",
+    "n_group": "expert_group_count",
+    "topk_group": "expert_group_used_count",
+    "q_lora_rank": "attention.q_lora_rank",
+    "kv_lora_rank": "attention.kv_lora_rank",
+    "qk_head_dim": "attention.key_length_mla",
+    "v_head_dim": "attention.value_length_mla",
+    "value_length": "attention.value_length",
+    "linear_conv_kernel_dim": "ssm.conv_kernel",
+    "linear_key_head_dim": "ssm.state_size",
+    "linear_num_key_heads": "ssm.group_count",
+    "linear_num_value_heads": "ssm.time_step_rank",
+    "linear_inner_size": "ssm.inner_size",
+    "full_attention_interval": "full_attention_interval",
+    "recurrent_layers": "attention.recurrent_layers",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "max_position_embeddings": "context_length",
     "rotary_dim": "rope.dimension_count",
@@ -37,18 +57,27 @@ GGUF_KEYS = {
 
 def config_of(checkpoint: Checkpoint) -> Fields:
     """The fields of its config. Raises ConfigError where what should tell a field is not there."""
-    return gguf_fields(checkpoint) if checkpoint.kind == "gguf" else hf_fields(checkpoint.config_source)
+    if checkpoint.kind == "gguf":
+        return gguf_fields(checkpoint)
+    return hf_fields(checkpoint.config_source, checkpoint.tensors)
 
 
-def hf_fields(config: Mapping[str, Any]) -> Fields:
-    """Of config.json; what `rope_parameters` (or, in older files, `rope_scaling`) says stands beside them."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping):
-        raise ConfigError(f"config field rope_parameters must be an object, not {rope!r}")
+def hf_fields(config: Mapping[str, Any], tensors: Container[str] = ()) -> Fields:
+    """Of config.json; what `text_config` and `rope_parameters` (or `rope_scaling`) say stands beside them."""
+    config = {**config, **_object(config, "text_config")}
+    rope = _object(config, "rope_parameters") or _object(config, "rope_scaling")
     given = {name: value for name, value in rope.items() if value is not None}
     if "type" in given:
         given.setdefault("rope_type", given.pop("type"))
-    return Fields({**config, **given})
+    return Fields({**config, **given}, tensors=tensors)
+
+
+def _object(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A config's nested object; empty where there is none."""
+    value = config.get(name)
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigError(f"config field {name} must be an object, not {value!r}")
+    return value or {}
 
 
 def gguf_fields(checkpoint: Checkpoint) -> Fields:
@@ -66,4 +95,7 @@ def gguf_fields(checkpoint: Checkpoint) -> Fields:
         info = tensors["rope_freqs.weight"]
         shown["rope_divisors"] = dequantize(checkpoint.data(info.name), info.format, info.shape).tolist()
     keys = {name: f"{checkpoint.architecture}.{key}" for name, key in GGUF_KEYS.items()}
-    return Fields({**checkpoint.config_source, **shown}, keys)
+    multiplier = checkpoint.config_source.get(f"{checkpoint.architecture}.rope.scaling.yarn_log_multiplier")
+    if multiplier:  # the converter writes a tenth; what is named after it there is 1 here
+        shown["mscale"] = shown["mscale_all_dim"] = 10 * multiplier
+    return Fields({**checkpoint.config_source, **shown}, keys, tensors)

@@ -50,13 +50,13 @@ def costs(model: Model, checkpoint: Checkpoint) -> Costs:
     head = _HEAD if _HEAD in specs else _EMBEDDING
     layers: Counter[str] = Counter()
     for name, spec in specs.items():
-        if len(spec.shape) > 1 and name not in (_EMBEDDING, _HEAD):
+        if len(spec.shape) > 1 and name.startswith("model.layers."):
             layers[_arithmetic(formats[name])] += 2 * spec.active_size
     return Costs(
         sum(
             _active_bytes(specs[name], formats[name])
             for name in specs
-            if name != _EMBEDDING or head == _EMBEDDING
+            if (name != _EMBEDDING or head == _EMBEDDING) and not name.startswith("mtp.")
         ),
         layers,
         {_arithmetic(formats[head]): 2.0 * prod(specs[head].shape)},

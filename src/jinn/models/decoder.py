@@ -1,43 +1,23 @@
-"""What decoder families have in common: config fields, parameters, GGUF names, costs and the road through.
+"""What decoder families share: config, parameters and their places in files, costs, and the road through.
 
-As it stands, `Decoder` is pre-norm blocks of grouped-query attention with rotary positions, and SwiGLU. A
-family's own file overrides what is different about it.
+As it stands, `Decoder` is pre-norm blocks of grouped-query attention with rotary positions, and SwiGLU or a
+mixture of experts. A family's own file overrides what is different about it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, ClassVar, Self
 
 from jinn.models import layers
 from jinn.models.fields import ConfigError, Fields
-from jinn.models.parameters import Origin, ParameterSpec
+from jinn.models.mixture import Mixture, gguf_expert_origin, hf_expert_origin, mlp_parameters
+from jinn.models.names import gguf_name, layer_and_part
+from jinn.models.parameters import PLUS_ONE, Layout, Origin, ParameterSpec
 from jinn.models.rope import num_positions, rope_of
-from jinn.ops.protocol import Context, KVSpec, Ops, Rope, StateSpec, Value
-from jinn.weights.checkpoint import Checkpoint
-
-# GGUF's name of each module (convert_hf_to_gguf's tensor map)
-GGUF_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-GGUF_LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "mlp.gate": "ffn_gate_inp",
-    "mlp.experts.gate_proj": "ffn_gate_exps",
-    "mlp.experts.up_proj": "ffn_up_exps",
-    "mlp.experts.down_proj": "ffn_down_exps",
-}
+from jinn.ops.protocol import Context, IntArray, KVSpec, Ops, Rope, StateSpec, Value
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 ATTENTION = (*QKV, "self_attn.o_proj")
@@ -64,10 +44,14 @@ class Decoder:
     rope: Rope
     tie_word_embeddings: bool
     biased_linears: tuple[str, ...] = ()
+    mixture: Mixture | None = None
     has_mtp: bool = False
 
     family: ClassVar[str]
-    norm_offset: ClassVar[float] = 0.0  # what is added to the weights of norms
+    norm_offset: ClassVar[float] = 0.0  # what is added to a norm's weights
+    gguf_modules: ClassVar[
+        Mapping[str, str]
+    ] = {}  # modules of a layer that this family's GGUF calls otherwise
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -79,7 +63,7 @@ class Decoder:
             raise ConfigError(f"config field head_dim {self.head_dim} is no multiple of 4")
 
     def parameters(self) -> dict[str, ParameterSpec]:
-        """Every parameter by its checkpoint key."""
+        """Every parameter by its checkpoint key; a multi-token prediction module's begin with `mtp.`."""
         vocabulary = ParameterSpec((self.vocab_size, self.hidden_size))
         specs = {"model.embed_tokens.weight": vocabulary}
         for layer in range(self.num_hidden_layers):
@@ -88,23 +72,28 @@ class Decoder:
         specs["model.norm.weight"] = ParameterSpec((self.hidden_size,))
         if not self.tie_word_embeddings:
             specs["lm_head.weight"] = vocabulary
-        return specs
+        return {**specs, **self.prediction_parameters()} if self.has_mtp else specs
 
     def layer_parameters(self, layer: int) -> dict[str, ParameterSpec]:
-        """Those of one block, by the rest of their keys."""
+        """Those of one block, by the rest of their keys; the prediction module's comes after the last."""
         norm = ParameterSpec((self.hidden_size,))
         specs = {
             "input_layernorm.weight": norm,
-            **self.attention_parameters(),
+            **self.mixer_parameters(layer),
             "post_attention_layernorm.weight": norm,
-            **self.mlp_parameters(),
+            **self.mlp_parameters(layer),
         }
         for linear in self.biased_linears:
-            weight = specs[f"{linear}.weight"]
-            # a row-parallel linear's bias is added once, to the sum of the shares
-            style = "replicated" if weight.parallel == "row" else weight.parallel
-            specs[f"{linear}.bias"] = ParameterSpec(weight.shape[:1], style)
+            weight = specs.get(f"{linear}.weight")
+            if weight is not None:
+                # a row-parallel linear's bias is added once, to the sum of the shares
+                style = "replicated" if weight.parallel == "row" else weight.parallel
+                specs[f"{linear}.bias"] = ParameterSpec(weight.shape[:1], style)
         return specs
+
+    def mixer_parameters(self, layer: int) -> dict[str, ParameterSpec]:
+        """Of what mixes a block's tokens."""
+        return self.attention_parameters()
 
     def attention_parameters(self) -> dict[str, ParameterSpec]:
         hidden = self.hidden_size
@@ -116,51 +105,100 @@ class Decoder:
             "self_attn.o_proj.weight": ParameterSpec((hidden, q_size), "row"),
         }
 
-    def mlp_parameters(self) -> dict[str, ParameterSpec]:
-        hidden, inner = self.hidden_size, self.intermediate_size
-        return {
-            "mlp.gate_proj.weight": ParameterSpec((inner, hidden), "column"),
-            "mlp.up_proj.weight": ParameterSpec((inner, hidden), "column"),
-            "mlp.down_proj.weight": ParameterSpec((hidden, inner), "row"),
+    def mlp_parameters(self, layer: int) -> dict[str, ParameterSpec]:
+        if self.mixture is not None and layer not in self.mixture.dense_layers:
+            return self.mixture.parameters(self.hidden_size)
+        return mlp_parameters("mlp", self.hidden_size, self.intermediate_size)
+
+    def prediction_parameters(self) -> dict[str, ParameterSpec]:
+        """Of the multi-token prediction module, under the names that Qwen's checkpoints have."""
+        norm = ParameterSpec((self.hidden_size,))
+        specs = {
+            "mtp.pre_fc_norm_embedding.weight": norm,
+            "mtp.pre_fc_norm_hidden.weight": norm,
+            "mtp.fc.weight": ParameterSpec((self.hidden_size, 2 * self.hidden_size)),
+            "mtp.norm.weight": norm,
         }
+        block = self.layer_parameters(self.num_hidden_layers)
+        return {**specs, **{f"mtp.layers.0.{name}": spec for name, spec in block.items()}}
 
-    def origins(self, checkpoint: Checkpoint) -> dict[str, Origin]:
-        """Where the checkpoint keeps each parameter."""
-        if checkpoint.kind == "hf":
-            return {name: Origin(name) for name in self.parameters()}
-        return {name: self._gguf_origin(name) for name in self.parameters()}
+    def origins(self, layout: Layout) -> dict[str, Origin]:
+        """Where a file of this layout keeps each parameter."""
+        place = self.hf_origin if layout.kind == "hf" else self.gguf_origin
+        return {name: place(name, spec, layout) for name, spec in self.parameters().items()}
 
-    def _gguf_origin(self, name: str) -> Origin:
-        module, _, kind = name.rpartition(".")
-        if module in GGUF_TOP:
-            return Origin(f"{GGUF_TOP[module]}.{kind}")
-        _, _, layer, part = module.split(".", 3)
-        return Origin(f"blk.{layer}.{GGUF_LAYER[part]}.{kind}", self.gguf_row_order(part))
+    def hf_origin(self, name: str, spec: ParameterSpec, layout: Layout) -> Origin:
+        """Of one parameter in a Hugging Face folder."""
+        if spec.parallel == "expert":
+            return hf_expert_origin(name, spec, layout)
+        return Origin(name)
 
-    def gguf_row_order(self, part: str) -> npt.NDArray[np.int32] | None:
+    def gguf_origin(self, name: str, spec: ParameterSpec, layout: Layout) -> Origin:
+        """Of one parameter in a GGUF file."""
+        file_name = gguf_name(name, self.num_hidden_layers, self.gguf_modules)
+        if spec.parallel == "expert":
+            return gguf_expert_origin(file_name, spec, layout)
+        if self.norm_offset and file_name.endswith("norm.weight"):
+            return Origin(file_name, encoding=PLUS_ONE)
+        if ".layers." not in name:
+            return Origin(file_name)
+        _, part = layer_and_part(name, self.num_hidden_layers)
+        return Origin(file_name, rows=self.gguf_row_order(part.rpartition(".")[0]))
+
+    def gguf_row_order(self, part: str) -> IntArray | None:
         """For each row of a layer's part, its row in GGUF; None where they are the same."""
         return None
 
+    def ignores(self, tensor: str, layout: Layout) -> bool:
+        """Whether such a file may have this tensor besides those of `parameters`: of a prediction module."""
+        block, mark = (
+            (f"model.layers.{self.num_hidden_layers}.", "eh_proj.weight")
+            if layout.kind == "hf"
+            else (f"blk.{self.num_hidden_layers}.", "nextn.eh_proj.weight")
+        )
+        return tensor.startswith("mtp.") or (tensor.startswith(block) and block + mark in layout.tensors)
+
+    def without_prediction(self) -> Self:
+        """The model as if its file had no multi-token prediction module."""
+        return replace(self, has_mtp=False)
+
     def kv_specs(self) -> tuple[KVSpec, ...]:
-        """What each attention layer keeps per token."""
-        return (KVSpec(self.num_key_value_heads, self.head_dim, self.head_dim),) * self.num_hidden_layers
+        """What each attention layer keeps per token; the prediction module's is the last."""
+        return (self.kv_spec(),) * (self.num_attention_layers + self.has_mtp)
+
+    def kv_spec(self) -> KVSpec:
+        return KVSpec(self.num_key_value_heads, self.head_dim, self.head_dim)
+
+    @property
+    def num_attention_layers(self) -> int:
+        """Layers that keep keys and values, the prediction module's left out."""
+        return self.num_hidden_layers
 
     def state_specs(self) -> tuple[StateSpec, ...]:
         """What each linear-attention layer keeps per sequence."""
         return ()
 
     def active_parameters(self) -> int:
-        """Parameters that one token reads: all but the experts it does not choose."""
-        return sum(spec.active_size for spec in self.parameters().values())
+        """Parameters that one token reads: not the experts it does not choose, nor the prediction module."""
+        return sum(
+            spec.active_size for name, spec in self.parameters().items() if not name.startswith("mtp.")
+        )
 
     def flops(self, num_tokens: int, context_len: int) -> float:
-        """2 per weight of a linear, and 4 * heads * head_dim per layer, token and position it sees."""
+        """Operations of the linears, of attention over what each token sees, and of the delta rule.
+
+        2 per weight; 2 * heads * (key_dim + value_dim) per attention layer and position seen; 7 per number of
+        a recurrent state: decay, read, update and output.
+        """
         layers = [spec for name, spec in self.parameters().items() if name.startswith("model.layers.")]
         linear = sum(spec.active_size for spec in layers if len(spec.shape) > 1)
         head = self.vocab_size * self.hidden_size
+        spec = self.kv_spec()
         mean_context = context_len - (num_tokens - 1) / 2
-        attention = 4 * self.num_hidden_layers * self.num_attention_heads * self.head_dim * mean_context
-        return num_tokens * (2.0 * (linear + head) + attention)
+        per_position = 2 * self.num_attention_heads * (spec.key_dim + spec.value_dim)
+        attention = self.num_attention_layers * per_position * mean_context
+        states = sum(7 * prod((s.num_value_heads, s.key_dim, s.value_dim)) for s in self.state_specs())
+        return num_tokens * (2.0 * (linear + head) + attention + states)
 
     def forward(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:
         """Logits [batch.logit_rows, vocab_size]."""
@@ -178,8 +216,12 @@ class Decoder:
     def _run_blocks(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:
         x = ops.embed(params.model.embed_tokens, ctx)
         for index, layer in enumerate(params.model.layers):
-            x = self.block(ops, layer, x, ctx.at_layer(index))
+            x = self.block(ops, layer, x, ctx.at_layer(self.cache_layer(index)))
         return x
+
+    def cache_layer(self, layer: int) -> int:
+        """The layer's number among those that keep the same kind of thing."""
+        return layer
 
     def _logits(self, ops: Ops[Value], params: Any, hidden: Value) -> Value:
         head = params.model.embed_tokens if self.tie_word_embeddings else params.lm_head
@@ -195,7 +237,7 @@ class Decoder:
         embedding = self.norm(ops, ops.embed(params.model.embed_tokens, ctx), mtp.pre_fc_norm_embedding)
         hidden = self.norm(ops, ops.given_hidden(self.hidden_size, ctx), mtp.pre_fc_norm_hidden)
         (x,) = ops.linear(ops.join_heads([embedding, hidden], 1), [mtp.fc])
-        x = self.block(ops, mtp.layers[0], x, ctx.at_layer(len(self.kv_specs()) - 1))
+        x = self.block(ops, mtp.layers[0], x, ctx.at_layer(self.num_attention_layers))
         return self.norm(ops, x, mtp.norm)
 
     def norm(self, ops: Ops[Value], x: Value, params: Any) -> Value:
@@ -204,22 +246,33 @@ class Decoder:
 
     def block(self, ops: Ops[Value], params: Any, x: Value, ctx: Context) -> Value:
         """One decoder layer: x [tokens, hidden_size] to the same."""
-        normed = self.norm(ops, x, params.input_layernorm)
-        x = ops.add(x, self.attention(ops, params.self_attn, normed, ctx))
+        x = ops.add(x, self.mixer(ops, params, self.norm(ops, x, params.input_layernorm), ctx))
         normed = self.norm(ops, x, params.post_attention_layernorm)
         return ops.add(x, self.mlp(ops, params.mlp, normed))
 
-    def attention(self, ops: Ops[Value], params: Any, x: Value, ctx: Context) -> Value:
+    def mixer(self, ops: Ops[Value], params: Any, x: Value, ctx: Context) -> Value:
         """What the block adds first, of normed x."""
+        return self.attention(ops, params.self_attn, x, ctx)
+
+    def attention(self, ops: Ops[Value], params: Any, x: Value, ctx: Context) -> Value:
         return layers.attention(ops, params, x, ctx, self.head_dim, self.rope)
 
     def mlp(self, ops: Ops[Value], params: Any, x: Value) -> Value:
         """What the block adds last, of normed x."""
-        return layers.swiglu(ops, params, x)
+        if self.mixture is None or not hasattr(params, "experts"):
+            return layers.swiglu(ops, params, x)
+        shared = None if self.mixture.shared_expert is None else getattr(params, self.mixture.shared_expert)
+        return layers.mixture(ops, params, x, self.mixture.route, shared)
 
 
-def decoder_fields(fields: Fields) -> dict[str, Any]:
-    """`Decoder`'s fields but the biases, from a config. Raises ConfigError naming the field."""
+def decoder_fields(
+    fields: Fields, *, head_dim: int | None = None, rotary_dim: int | None = None
+) -> dict[str, Any]:
+    """`Decoder`'s fields but biases, mixture and prediction. Raises ConfigError naming the field.
+
+    A family that has `head_dim` otherwise than the config's field, or rotates only `rotary_dim` columns of
+    each head, says so.
+    """
     if fields.text("hidden_act", "silu") != "silu":
         raise ConfigError(
             f"config field hidden_act {fields.get('hidden_act')!r} is not supported; supported is silu"
@@ -227,19 +280,37 @@ def decoder_fields(fields: Fields) -> dict[str, Any]:
     if fields.boolean("use_sliding_window", False):
         raise ConfigError("config field use_sliding_window is not supported; supported is false")
     num_heads = fields.integer("num_attention_heads")
-    head_dim = fields.integer("head_dim", fields.integer("hidden_size") // num_heads, high=MAX_HEAD_DIM)
-    if fields.integer("rotary_dim", head_dim) != head_dim:
-        raise ConfigError(f"config field {fields.key('rotary_dim')} must be the head size {head_dim}")
+    if head_dim is None:
+        head_dim = head_dim_of(fields)
+    if rotary_dim is None:
+        rotary_dim = head_dim
+        if fields.integer("rotary_dim", head_dim) != head_dim:
+            raise ConfigError(f"config field {fields.key('rotary_dim')} must be the head size {head_dim}")
+        if fields.number("partial_rotary_factor", 1.0) != 1:
+            raise ConfigError("config field partial_rotary_factor is not supported but as 1 for this family")
+    moe_size = fields.get("moe_intermediate_size")  # models without a dense layer may have no other
     return {
         "vocab_size": fields.integer("vocab_size"),
         "hidden_size": fields.integer("hidden_size"),
-        "intermediate_size": fields.integer("intermediate_size"),
-        "num_hidden_layers": fields.integer("num_hidden_layers", high=MAX_LAYERS),
+        "intermediate_size": fields.integer("intermediate_size", moe_size),
+        "num_hidden_layers": num_layers_of(fields),
         "num_attention_heads": num_heads,
         "num_key_value_heads": fields.integer("num_key_value_heads", num_heads),
         "head_dim": head_dim,
         "rms_norm_eps": fields.number("rms_norm_eps"),
         "max_position_embeddings": num_positions(fields),
-        "rope": rope_of(fields, head_dim),
+        "rope": rope_of(fields, rotary_dim),
         "tie_word_embeddings": fields.boolean("tie_word_embeddings", False),
     }
+
+
+def head_dim_of(fields: Fields) -> int:
+    """The config's head_dim, or the share of each head in the hidden size."""
+    share = fields.integer("hidden_size") // fields.integer("num_attention_heads")
+    return fields.integer("head_dim", share, high=MAX_HEAD_DIM)
+
+
+def num_layers_of(fields: Fields) -> int:
+    """Layers without the prediction module, which GGUF counts as a block where the file has it."""
+    count = fields.integer("num_hidden_layers", high=MAX_LAYERS)
+    return count - (f"blk.{count - 1}.nextn.eh_proj.weight" in fields.tensors)

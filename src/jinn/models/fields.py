@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +14,19 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """A config's fields by name. `keys` has the names under which a file keeps some of them instead."""
+    """A config's fields by name. `keys` has the names under which a file keeps some of them instead.
+
+    `tensors` are the names of the file's tensors, since some things only they tell.
+    """
 
     values: Mapping[str, Any]
     keys: Mapping[str, str] = field(default_factory=dict)
+    tensors: Container[str] = ()
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether they are GGUF's metadata, which leaves out what is the same in all models of a family."""
+        return bool(self.keys)
 
     def key(self, name: str) -> str:
         """What the file calls this field."""
@@ -54,6 +63,23 @@ class Fields:
         if not isinstance(value, str):
             raise ConfigError(f"config field {self.key(name)} must be a string, not {value!r}")
         return value
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        """A list of integers from 0; empty where there is none."""
+        value = self.get(name)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+            raise ConfigError(f"config field {self.key(name)} must be a list of integers, not {value!r}")
+        return tuple(value)
+
+    def supported(self, name: str, *values: Any) -> None:
+        """Raise ConfigError where the field is there with another value."""
+        if self.has(name) and self.get(name) not in values:
+            supported = ", ".join(map(repr, values))
+            raise ConfigError(
+                f"config field {self.key(name)} {self.get(name)!r} is not supported; supported is {supported}"
+            )
 
     def _required(self, name: str, default: Any) -> Any:
         value = self.get(name)

@@ -14,15 +14,23 @@ def attention(ops: Ops[Value], params: Any, x: Value, ctx: Context, head_dim: in
 
 
 def attend(
-    ops: Ops[Value], params: Any, q: Value, k: Value, v: Value, ctx: Context, head_dim: int, rope: Rope
+    ops: Ops[Value],
+    params: Any,
+    q: Value,
+    k: Value,
+    v: Value,
+    ctx: Context,
+    head_dim: int,
+    rope: Rope,
+    gate: Value | None = None,
 ) -> Value:
-    """What follows the projections: rotate q and k, mix the values, project back."""
-    num_heads = params.q_proj.weight.shape[0] // head_dim
+    """What follows the projections: rotate q and k, mix the values, dampen them by the gate, project back."""
+    num_heads = params.o_proj.weight.shape[1] // head_dim
     num_kv_heads = params.k_proj.weight.shape[0] // head_dim
     q = ops.rope(q, ctx, rope, num_heads)
     k = ops.rope(k, ctx, rope, num_kv_heads)
     mixed = ops.attention(q, k, v, ctx, KVSpec(num_kv_heads, head_dim, head_dim), head_dim**-0.5)
-    (out,) = ops.linear(mixed, [params.o_proj])
+    (out,) = ops.linear(mixed if gate is None else ops.sigmoid_mul(mixed, gate), [params.o_proj])
     return out
 
 
@@ -33,6 +41,16 @@ def swiglu(ops: Ops[Value], params: Any, x: Value) -> Value:
     return out
 
 
-def mixture(ops: Ops[Value], params: Any, x: Value, spec: RouteSpec) -> Value:
-    """The weighted sum of each token's experts; params: gate (the router), experts."""
-    return ops.experts(x, ops.route(x, params.gate, spec), params.experts)
+def mixture(ops: Ops[Value], params: Any, x: Value, spec: RouteSpec, shared: Any = None) -> Value:
+    """The weighted sum of each token's experts, and the shared expert; params: gate (the router), experts.
+
+    `shared` has the shared expert's parameters, and params may have its `shared_expert_gate`.
+    """
+    mixed = ops.experts(x, ops.route(x, params.gate, spec), params.experts)
+    if shared is None:
+        return mixed
+    y = swiglu(ops, shared, x)
+    if hasattr(params, "shared_expert_gate"):
+        (gate,) = ops.linear(x, [params.shared_expert_gate])
+        y = ops.sigmoid_mul(y, gate)
+    return ops.add(mixed, y)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
 from jinn.models.decoder import ATTENTION, MLP, Decoder, decoder_fields
 from jinn.models.fields import Fields
+from jinn.ops.protocol import IntArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Llama(Decoder):
         mlp = MLP if fields.boolean("mlp_bias", False) else ()
         return cls(**decoder_fields(fields), biased_linears=(*attention, *mlp))
 
-    def gguf_row_order(self, part: str) -> npt.NDArray[np.int32] | None:
+    def gguf_row_order(self, part: str) -> IntArray | None:
         if part == "self_attn.q_proj":
             return half_split_rows(self.num_attention_heads, self.head_dim)
         if part == "self_attn.k_proj":
@@ -32,7 +32,7 @@ class Llama(Decoder):
         return None
 
 
-def half_split_rows(num_heads: int, head_dim: int) -> npt.NDArray[np.int32]:
+def half_split_rows(num_heads: int, head_dim: int) -> IntArray:
     """For each row of q or k as Hugging Face has it, the row of GGUF's llama.
 
     GGUF rotates neighbours (2i, 2i + 1), Hugging Face halves (i, i + head_dim / 2).

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from jinn.models.parameters import Origin, ParameterSpec
+from jinn.models.parameters import Layout, Origin, ParameterSpec
 from jinn.ops.protocol import Context, KVSpec, Ops, StateSpec, Value
-from jinn.weights.checkpoint import Checkpoint
 
 
 class Model(Protocol):
@@ -31,8 +30,12 @@ class Model(Protocol):
         """Every parameter by its Hugging Face checkpoint key."""
         ...
 
-    def origins(self, checkpoint: Checkpoint) -> Mapping[str, Origin]:
-        """Where the checkpoint keeps each parameter."""
+    def origins(self, layout: Layout) -> Mapping[str, Origin]:
+        """Where a file keeps each parameter: an open checkpoint, or a `NewFile` that is to be written."""
+        ...
+
+    def ignores(self, tensor: str, layout: Layout) -> bool:
+        """Whether such a file may have this tensor besides those of `parameters`."""
         ...
 
     def kv_specs(self) -> tuple[KVSpec, ...]:
@@ -66,6 +69,10 @@ class Model(Protocol):
     @property
     def has_mtp(self) -> bool:
         """Whether the checkpoint has a module that predicts one more token (multi-token prediction)."""
+        ...
+
+    def without_prediction(self) -> Model:
+        """The same model, to be loaded without that module."""
         ...
 
     def predict(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:

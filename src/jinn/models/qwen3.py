@@ -30,6 +30,6 @@ class Qwen3(Decoder):
 
     def attention(self, ops: Ops[Value], params: Any, x: Value, ctx: Context) -> Value:
         q, k, v = ops.linear(x, [params.q_proj, params.k_proj, params.v_proj])
-        q = ops.rms_norm(q, params.q_norm, self.rms_norm_eps)  # one weight [head_dim] for all heads
-        k = ops.rms_norm(k, params.k_norm, self.rms_norm_eps)
+        q = self.norm(ops, q, params.q_norm)  # one weight [head_dim] for all heads
+        k = self.norm(ops, k, params.k_norm)
         return layers.attend(ops, params, q, k, v, ctx, self.head_dim, self.rope)

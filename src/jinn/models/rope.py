@@ -115,18 +115,21 @@ def _pair_that_turns(times: float, num_pairs: int, fields: Fields) -> float:
 
 def _yarn_attention_factor(factor: float, fields: Fields) -> float:
     """cos and sin are multiplied by it; GGUF's own multiplier goes on top, as in llama.cpp."""
-
-    def magnitude(scale: float) -> float:
-        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
-
     mscale, mscale_all_dim = fields.get("mscale"), fields.get("mscale_all_dim")
     if fields.has("attention_factor"):
         attention_factor = fields.number("attention_factor")
     elif mscale and mscale_all_dim:
-        attention_factor = magnitude(fields.number("mscale")) / magnitude(fields.number("mscale_all_dim"))
+        attention_factor = magnitude(factor, fields.number("mscale")) / magnitude(
+            factor, fields.number("mscale_all_dim")
+        )
     else:
-        attention_factor = magnitude(1.0)
+        attention_factor = magnitude(factor, 1.0)
     return attention_factor * fields.number("attention_multiplier", 1.0)
+
+
+def magnitude(factor: float, scale: float) -> float:
+    """YaRN's measure of attention in a context stretched by `factor`."""
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 SCALINGS: dict[str, Callable[[Frequencies, Fields], tuple[Frequencies, float]]] = {

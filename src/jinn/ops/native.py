@@ -179,7 +179,7 @@ class NativeOps:
         return self._record("head_linear", (held,), (out,), type=kind[0], weight=node.weight)[0]
 
     def causal_conv1d(self, x: SymbolicValue, node: Any, ctx: Context, spec: StateSpec) -> SymbolicValue:
-        taps = np.ascontiguousarray(node.weight.dequantize().T)
+        taps = np.ascontiguousarray(node.weight.T)
         return self._record(
             "causal_conv1d", (x,), (_value_like(x),), layer=ctx.layer, spec=astuple(spec), taps=taps
         )[0]

@@ -1,0 +1,109 @@
+"""Gated DeltaNet, the linear attention of Qwen3-Next and Qwen3.5: its parameters, its block, its head orders.
+
+Parameters are the five projections apart, heads in order: q, k and v of all heads in one (`in_proj_qkv`), the
+output gate (`in_proj_z`), and per value head the update rate (`in_proj_b`) and the decay (`in_proj_a`). Files
+keep them fused, grouped or tiled; the functions here tell the rows. Value head h belongs to key head
+`h // group`, where `group` is value heads per key head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jinn.models.fields import ConfigError, Fields
+from jinn.models.parameters import ParameterSpec
+from jinn.ops.protocol import Context, IntArray, Ops, StateSpec, Value
+
+MAX_KERNEL = 64
+
+
+def state_spec_of(fields: Fields) -> StateSpec:
+    """What such a layer keeps. Raises ConfigError naming the field."""
+    num_key_heads = fields.integer("linear_num_key_heads", high=65536)
+    num_value_heads = fields.integer("linear_num_value_heads", high=65536)
+    if num_value_heads % num_key_heads:
+        raise ConfigError(
+            f"config field {fields.key('linear_num_value_heads')} {num_value_heads} is no multiple of "
+            f"{fields.key('linear_num_key_heads')} {num_key_heads}"
+        )
+    key_dim = fields.integer("linear_key_head_dim", high=65536)
+    if fields.has("linear_inner_size"):
+        value_dim = fields.integer("linear_inner_size") // num_value_heads
+    else:
+        value_dim = fields.integer("linear_value_head_dim", high=65536)
+    kernel = fields.integer("linear_conv_kernel_dim", 4, low=2, high=MAX_KERNEL)
+    return StateSpec(num_key_heads, num_value_heads, key_dim, value_dim, kernel)
+
+
+def delta_net_parameters(spec: StateSpec, hidden_size: int) -> dict[str, ParameterSpec]:
+    """Of one layer, by the rest of their keys."""
+    value_size = spec.num_value_heads * spec.value_dim
+    per_head = ParameterSpec((spec.num_value_heads, hidden_size))
+    return {
+        "linear_attn.in_proj_qkv.weight": ParameterSpec((spec.conv_dim, hidden_size)),
+        "linear_attn.in_proj_z.weight": ParameterSpec((value_size, hidden_size)),
+        "linear_attn.in_proj_b.weight": per_head,
+        "linear_attn.in_proj_a.weight": per_head,
+        "linear_attn.conv1d.weight": ParameterSpec((spec.conv_dim, spec.conv_kernel), keeps_float32=True),
+        "linear_attn.A_log": ParameterSpec((spec.num_value_heads,)),
+        "linear_attn.dt_bias": ParameterSpec((spec.num_value_heads,)),
+        "linear_attn.norm.weight": ParameterSpec((spec.value_dim,)),
+        "linear_attn.out_proj.weight": ParameterSpec((hidden_size, value_size)),
+    }
+
+
+def delta_net(
+    ops: Ops[Value], params: Any, x: Value, ctx: Context, spec: StateSpec, eps: float, has_tiled_output: bool
+) -> Value:
+    """The block's token mixer, of normed x (arXiv 2412.06464, with a silu gate on the normed output)."""
+    projections = [params.in_proj_qkv, params.in_proj_z, params.in_proj_b, params.in_proj_a]
+    qkv, z, b, a = ops.linear(x, projections)
+    qkv = ops.causal_conv1d(qkv, params.conv1d, ctx, spec)
+    mixed = ops.gated_delta_rule(qkv, a, b, params, ctx, spec)
+    gated = ops.silu_mul(z, ops.rms_norm(mixed, params.norm, eps))  # one weight [value_dim] for all heads
+    if has_tiled_output:
+        group = spec.num_value_heads // spec.num_key_heads
+        gated = ops.join_heads(ops.split_heads(gated, spec.num_key_heads, [spec.value_dim] * group), 1)
+    (out,) = ops.linear(gated, [params.out_proj])
+    return out
+
+
+def grouped_rows(spec: StateSpec, widths: tuple[int, ...]) -> tuple[IntArray, ...]:
+    """Rows of a fused projection that has, for each key head in order, runs of these widths: run i of all."""
+    starts = np.arange(spec.num_key_heads, dtype=np.int32)[:, None] * sum(widths)
+    firsts = np.cumsum([0, *widths[:-1]])
+    return tuple(
+        (starts + first + np.arange(width)).astype(np.int32).reshape(-1)
+        for first, width in zip(firsts, widths, strict=True)
+    )
+
+
+def fused_rows(spec: StateSpec) -> dict[str, IntArray]:
+    """Rows of each projection in Qwen3-Next's `in_proj_qkvz` and `in_proj_ba`."""
+    group = spec.num_value_heads // spec.num_key_heads
+    values = group * spec.value_dim
+    q, k, v, z = grouped_rows(spec, (spec.key_dim, spec.key_dim, values, values))
+    b, a = grouped_rows(spec, (group, group))
+    return {
+        "in_proj_qkv": np.concatenate((q, k, v)),
+        "in_proj_z": z,
+        "in_proj_b": b,
+        "in_proj_a": a,
+    }
+
+
+def tiled_rows(spec: StateSpec, width: int) -> IntArray:
+    """For each row of all value heads, `width` each, its row where heads are tiled: key heads run fastest."""
+    group = spec.num_value_heads // spec.num_key_heads
+    head = np.arange(spec.num_value_heads)
+    place = head % group * spec.num_key_heads + head // group
+    return (place[:, None] * width + np.arange(width)).astype(np.int32).reshape(-1)
+
+
+def tiled_qkv_rows(spec: StateSpec) -> IntArray:
+    """The same for q, k and v together: only those of v differ."""
+    num_before = 2 * spec.num_key_heads * spec.key_dim
+    before = np.arange(num_before, dtype=np.int32)
+    return np.concatenate((before, num_before + tiled_rows(spec, spec.value_dim)))
