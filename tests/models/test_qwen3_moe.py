@@ -1,4 +1,4 @@
-"""What Qwen3's mixture of experts adds: gradients, expert layouts, and faults that a comparison must find."""
+"""What a mixture of experts adds: costs, batches, refusals, and faults that a comparison must find."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from jinn.engine.loading import load_runner
 from jinn.engine.reference_runner import load_reference_runner
 from jinn.models.costs import costs
 from jinn.models.fields import ConfigError
-from jinn.models.parameters import tree
 from jinn.models.registry import model_of
-from jinn.ops.protocol import Context, Routing
-from jinn.ops.reference import ReferenceOps, tensor_batch
+from jinn.ops.protocol import Routing
+from jinn.ops.reference import ReferenceOps
 from jinn.weights.checkpoint import open_checkpoint
 from jinn.weights.errors import WeightsError
 from native.programs import packed_sequences
@@ -44,59 +43,6 @@ def saved(tmp_path_factory):
 @cache
 def expected_logits(path):
     return transformers_logits(path, random_ids(65))
-
-
-def stacked(source, target):
-    """The same model with all experts in one tensor, gate above up, as in checkpoints of Qwen3.5."""
-    target.mkdir()
-    (target / "config.json").write_text((source / "config.json").read_text())
-    tensors = load_file(source / "model.safetensors")
-    whole = {name: values for name, values in tensors.items() if ".experts." not in name}
-    for prefix in {name.split(".experts.")[0] for name in tensors if ".experts." in name}:
-        parts = {
-            part: torch.stack([tensors[f"{prefix}.experts.{e}.{part}_proj.weight"] for e in range(8)])
-            for part in ("gate", "up", "down")
-        }
-        whole[f"{prefix}.experts.gate_up_proj"] = torch.cat((parts["gate"], parts["up"]), 1)
-        whole[f"{prefix}.experts.down_proj"] = parts["down"]
-    save_file(whole, target / "model.safetensors")
-    return target
-
-
-@LOADERS
-def test_stacked_experts_are_the_same_model(saved, tmp_path, loader):
-    paths = saved(), stacked(saved(), tmp_path / "stacked")
-    first, second = (all_logits(load(loader, path), random_ids(65)) for path in paths)
-    assert np.array_equal(first, second)
-
-
-@pytest.mark.parametrize("variant", ["qwen3_moe untied", "qwen3_moe as they are"])
-def test_gradients(saved, variant):
-    """Of a loss over two packed sequences, for every parameter, routers included."""
-    ids = random_ids(50)
-    parts, targets = (ids[:20], ids[20:]), torch.tensor(random_ids(50, seed=1))
-    theirs = random_model(variant)
-    logits = torch.cat([theirs(torch.tensor([part])).logits[0] for part in parts])
-    torch.nn.functional.cross_entropy(logits, targets).backward()
-    expected = {}
-    for name, parameter in theirs.named_parameters():
-        if name.endswith("gate_up_proj"):
-            gate, up = parameter.grad.chunk(2, dim=1)
-            expected[name.replace("gate_up_proj", "gate_proj.weight")] = gate
-            expected[name.replace("gate_up_proj", "up_proj.weight")] = up
-        else:
-            expected[name if name.endswith("weight") else f"{name}.weight"] = parameter.grad
-    model, parameters = load_parameters(saved(variant))
-    for parameter in parameters.values():
-        parameter.requires_grad_()
-    batch = tensor_batch(packed_sequences([(part, len(part)) for part in parts]))
-    logits = model.forward(ReferenceOps(), tree(parameters), Context(batch))
-    torch.nn.functional.cross_entropy(logits, targets).backward()
-    assert set(parameters) == set(expected)
-    for name, parameter in parameters.items():
-        size = float(expected[name].abs().max())
-        assert size > 0
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-4 * size)
 
 
 class EveryWeightOne(ReferenceOps):
@@ -185,8 +131,8 @@ def test_a_missing_expert_is_named(saved, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("decoder_sparse_step", 2),
-        ("mlp_only_layers", [0]),
+        ("decoder_sparse_step", 0),
+        ("mlp_only_layers", ["0"]),
         ("num_experts_per_tok", 9),
         ("num_experts_per_tok", 0),
         ("num_local_experts", 10**9),
