@@ -63,7 +63,7 @@ outputs = st.builds(
 )
 stats = st.builds(EngineStats, *[st.integers(0, 2**53)] * len(fields(EngineStats)))
 messages = st.one_of(
-    st.builds(Submit, text, text, token_ids, sampling, token_ids),
+    st.builds(Submit, text, text, token_ids, sampling, turn_starts=token_ids),
     st.builds(Abort, text, st.none() | st.integers(0, 127)),
     st.just(Shutdown()),
     st.builds(Loading, st.integers(0, 2**50), st.integers(0, 2**50)),
