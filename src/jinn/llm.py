@@ -32,6 +32,7 @@ from jinn.engine.messages import (
 from jinn.engine.start import LoadRunner, start_engine
 from jinn.frontend import load_frontend
 from jinn.text.choice import Choice, Delta
+from jinn.text.turns import turn_starts
 from jinn.weights.hub import resolve_model
 
 DEFAULT_MAX_TOKENS = 256  # of an answer, where no SamplingParams are given
@@ -264,7 +265,8 @@ class LLM:
         seed = secrets.randbelow(_MAX_DRAWN_SEED) if sampling.seed is None else sampling.seed
         sampling = replace(sampling, seed=seed)
         choices = [_Choice(Choice(index, sampling, self._frontend.tokenizer)) for index in range(sampling.n)]
-        return _Answer(next(self._request_ids), prompt_ids, sampling, choices, on_prefill)
+        starts = turn_starts(self._frontend.tokenizer, prompt_ids)
+        return _Answer(next(self._request_ids), prompt_ids, starts, sampling, choices, on_prefill)
 
     def _check_ids(self, token_ids: Sequence[int], max_tokens: int) -> None:
         ready = self.ready
@@ -342,6 +344,7 @@ class _Answer:
 
     request_id: str
     prompt_ids: list[int]
+    turn_starts: tuple[int, ...]
     sampling: SamplingParams
     choices: list[_Choice]
     on_prefill: Progress | None
@@ -356,7 +359,9 @@ class _Answer:
         return all(choice.text_choice.is_finished for choice in self.choices)
 
     def submit(self) -> Submit:
-        return Submit(self.request_id, _TENANT, tuple(self.prompt_ids), replace(self.sampling, stop=()))
+        sampling = replace(self.sampling, stop=())
+        prompt_ids = tuple(self.prompt_ids)
+        return Submit(self.request_id, _TENANT, prompt_ids, sampling, turn_starts=self.turn_starts)
 
     def take_progress(self, prefilling: Prefilling) -> None:
         if self.on_prefill is not None:

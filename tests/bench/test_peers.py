@@ -120,5 +120,5 @@ def test_ratios_are_of_neighbours(peers, tmp_path):
         "others": 0.02,
     }
     table = peers.markdown(json.loads(json.dumps(report)))
-    assert "| c | llama.cpp | 5 | 340% | 5% of compute | **2.00×** (1.00–10.00) |" in table  # noqa: RUF001
+    assert "| c | llama.cpp | 5 | 340% | 5% of compute | **2.00×** (1.00–10.00) |" in table
     assert "| all | other | not run |" in table

@@ -28,6 +28,7 @@ from jinn.server.interfaces import Engine
 from jinn.server.metrics import Metrics
 from jinn.text.choice import Choice, Delta, TokenEntry, echoed_entries
 from jinn.text.tokenizer import Tokenizer
+from jinn.text.turns import turn_starts
 
 logger = logging.getLogger("jinn.server")
 
@@ -68,6 +69,8 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    draft_tokens: int = 0  # guessed and checked, and
+    accepted_tokens: int = 0  # that were right
 
 
 class ClientGoneError(Exception):
@@ -94,6 +97,7 @@ class Generation:
         self._cached_tokens = [0] * len(request.prompts)
         self._unsent_echoes = set(range(len(request.prompts))) if request.echoes else set()
         self._echo_logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}  # by prompt
+        self._num_draft_tokens = self._num_accepted_tokens = 0
         self._inbox: list[tuple[int, EngineOutput]] = []
         self._waiter: asyncio.Future[None] | None = None
         self._failure: Exception | None = None
@@ -105,6 +109,8 @@ class Generation:
             prompt_tokens=sum(map(len, self.request.prompts)),
             completion_tokens=sum(choice.num_tokens for choice in self._choices),
             cached_tokens=sum(self._cached_tokens),
+            draft_tokens=self._num_draft_tokens,
+            accepted_tokens=self._num_accepted_tokens,
         )
 
     def _start(self) -> None:
@@ -119,7 +125,11 @@ class Generation:
 
     def _submit(self, prompt: int) -> None:
         sampling = replace(self.request.sampling, stop=())
-        submit = Submit(self._engine_id(prompt), self.request.tenant, self.request.prompts[prompt], sampling)
+        prompt_ids = self.request.prompts[prompt]
+        starts = turn_starts(self._tokenizer, prompt_ids)
+        submit = Submit(
+            self._engine_id(prompt), self.request.tenant, prompt_ids, sampling, turn_starts=starts
+        )
         self._engine.submit(submit, partial(self._receive, prompt))
 
     async def deltas(self) -> AsyncIterator[list[Delta]]:
@@ -231,6 +241,8 @@ class Generation:
         if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
             self._raise_engine_error(output.error or output.finish_reason)
         self._cached_tokens[prompt] = max(self._cached_tokens[prompt], output.num_cached_tokens)
+        self._num_draft_tokens += output.num_draft_tokens
+        self._num_accepted_tokens += output.num_accepted_tokens
         self._timer.tokens_arrived(choice.index, len(output.token_ids))
         delta = choice.take(output)
         if delta is not None and delta.finish_reason is not None:

@@ -47,6 +47,8 @@ class PromptTokensDetails(_Closed):
 
 class CompletionTokensDetails(_Closed):
     reasoning_tokens: int
+    accepted_prediction_tokens: int  # drafts of speculative decoding that were right
+    rejected_prediction_tokens: int
 
 
 class Usage(_Closed):
