@@ -16,6 +16,7 @@ ENTRIES = [
     "jinn.engine.process",
     "jinn.frontend",
     "jinn.llm",
+    "jinn.plan.plans",
     "jinn.server.app",
     "jinn.server.serve",
 ]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jinn.cli import bench, chat, generate, inspect, models, serve
+from jinn.cli import bench, chat, generate, inspect, models, plan, serve
 
 ERROR_STATUS = 2
 
@@ -63,6 +63,8 @@ for command in (
     models.rm,
 ):
     app.command(command.__name__.rstrip("_"))(command)
+
+app.add_typer(plan.app, name="plan")
 
 
 def main() -> None:
