@@ -63,6 +63,51 @@ def _smollm2(hidden: int, layers: int, heads: int, kv_heads: int, inner: int, th
     }
 
 
+def _llama(
+    hidden: int, layers: int, heads: int, kv_heads: int, inner: int, vocab: int, theta: float, positions: int
+) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **_attention(hidden, layers, heads, kv_heads, 128),
+        "intermediate_size": inner,
+        "vocab_size": vocab,
+        "tie_word_embeddings": False,
+        "rope_theta": theta,
+        "max_position_embeddings": positions,
+        "rms_norm_eps": 1e-5,
+    }
+
+
+def _llama3(hidden: int, layers: int, heads: int, inner: int) -> dict[str, Any]:
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    return _llama(hidden, layers, heads, 8, inner, 128256, 500000.0, 131072) | {"rope_scaling": scaling}
+
+
+def _qwen2_5(hidden: int, layers: int, heads: int, kv_heads: int, inner: int) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": inner,
+        "vocab_size": 152064,
+        "tie_word_embeddings": False,
+        "rope_theta": 1000000.0,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+    }
+
+
 _QWEN3 = {
     "vocab_size": 151936,
     "rope_theta": 1000000.0,
@@ -242,6 +287,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "SmolLM2-135M": _smollm2(576, 30, 9, 3, 1536, 100000.0),
     "SmolLM2-360M": _smollm2(960, 32, 15, 5, 2560, 100000.0),
     "SmolLM2-1.7B": _smollm2(2048, 24, 32, 32, 8192, 130000.0),
+    "Llama-2-7B": _llama(4096, 32, 32, 32, 11008, 32000, 10000.0, 4096),
+    "Llama-2-70B": _llama(8192, 80, 64, 8, 28672, 32000, 10000.0, 4096),
+    "Llama-3.1-8B": _llama3(4096, 32, 32, 14336),
+    "Llama-3.1-70B": _llama3(8192, 80, 64, 28672),
+    "Llama-3.1-405B": _llama3(16384, 126, 128, 53248),
+    "Qwen2.5-7B": _qwen2_5(3584, 28, 28, 4, 18944),
+    "Qwen2.5-32B": _qwen2_5(5120, 64, 40, 8, 27648),
+    "Qwen2.5-72B": _qwen2_5(8192, 80, 64, 8, 29568),
     "Qwen3-0.6B": _qwen3(1024, 28, 16, 8, 3072, tied=True),
     "Qwen3-1.7B": _qwen3(2048, 28, 16, 8, 6144, tied=True),
     "Qwen3-4B": _qwen3(2560, 36, 32, 8, 9728, tied=True),
