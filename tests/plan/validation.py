@@ -37,10 +37,10 @@ def instance(model, chip, engine, precision, placement, chunk=16384):
 
 
 def throughput_rows():
-    """InferSim's README: DeepSeek's profile data, and SGLang on H20; prompts of 4,096 tokens, 16,384 in a step."""
+    """InferSim's README: DeepSeek's profile data, and SGLang on H20; prompts of 4,096 tokens."""
     setups = [
-        # model, chip, engine, precision, (prefill placement, tok/s, calibrated), (decode placement, sequences,
-        # tokens of an answer, tok/s, calibrated)
+        # model, chip, engine, precision, (prefill placement, tok/s, calibrated),
+        # (decode placement, sequences, tokens of an answer, tok/s, calibrated)
         ("DeepSeek-V3", "H800", "deepseek", "fp8", (Placement(dp=32, ep=32), 7839, True),
          (Placement(dp=128, ep=128), 128, 1786, 2324, True)),
         ("Qwen3-30B-A3B", "H20", "sglang", "bf16", (Placement(), 16594, False),
@@ -59,7 +59,7 @@ def throughput_rows():
 
 
 def latency_rows():
-    """vLLM on H100 under Poisson arrivals (Vidur's and BLIS's ground truth)."""
+    """vLLM on H100 under random arrivals: ground truth that inference simulators are compared with."""
     setups = [
         ("Llama-2-7B", 1, 5.0, 566, 247, 25.0, 9.26, True),
         ("Llama-3.1-70B", 4, 2.5, 547, 248, 52.0, 17.08, False),
@@ -92,7 +92,9 @@ def training_rows():
         "parallel": {"chips": 16384, "tp": 8, "pp": 16, "virtual_stages": 7},
     }
     plan = plan_training(read(TrainScenario, llama))
-    yield Row("Llama-3.1-405B, 16,384 H100", "training", "TFLOPS a chip", 400, plan.flops_per_chip / 1e12, True)
+    yield Row(
+        "Llama-3.1-405B, 16,384 H100", "training", "TFLOPS a chip", 400, plan.flops_per_chip / 1e12, True
+    )
     yield Row("Llama-3.1-405B, 16,384 H100", "training", "M chip hours", 30.84, plan.chip_hours / 1e6, False)
 
 

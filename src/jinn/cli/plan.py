@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from jinn.plan.plans import ServePlan
 
 app = typer.Typer(help="Plan capacity, cost and margin.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -19,6 +16,9 @@ ScenarioArgument = Annotated[
     typer.Argument(metavar="SCENARIO", help="A TOML file; options go over it.", show_default=False),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+ReportOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write an HTML page with charts.", show_default=False)
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -57,11 +57,13 @@ def serve(
     num_seqs: Annotated[int | None, _text("Sequences of each rank.", "N")] = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
+    report: ReportOption = None,
 ) -> None:
     """Find the cheapest way to serve a model."""
     from jinn.plan.plans import as_json as plan_json
     from jinn.plan.plans import plan_serving
     from jinn.plan.scenario import ServeScenario, read_scenario
+    from jinn.plan.summaries import other_lines, serving_rows
 
     options: dict[str, Any] = {
         "model.name": model,
@@ -85,7 +87,12 @@ def serve(
         options = {**_quick_traffic(options), **{k: v for k, v in options.items() if v is not None}}
     plan = plan_serving(read_scenario(ServeScenario, scenario, options))
     result = plan_json(plan)
-    print(json.dumps(result) if as_json else format_serving(plan))
+    rows = serving_rows(plan)
+    if report is not None:
+        from jinn.plan.report import serving_page
+
+        report.write_text(serving_page(plan, rows), encoding="utf-8")
+    print(json.dumps(result) if as_json else "\n".join([_table(rows), *other_lines(plan)]))
 
 
 def _quick_traffic(options: dict[str, Any]) -> dict[str, Any]:
@@ -112,118 +119,92 @@ def _settings(settings: Sequence[str] | None) -> dict[str, Any]:
     return found
 
 
-def format_serving(plan: ServePlan) -> str:
-    """The plan for people."""
-    from jinn.plan.economics import is_priced
-    from jinn.plan.units import money
-
-    scenario, outcome = plan.scenario, plan.outcome
-    currency = scenario.currency
-    rows: list[tuple[str, str]] = [("scenario", scenario.name), ("chip", plan.chip.name)]
-    rows += _speed_rows(plan)
-    fleet = outcome.fleet
-    if plan.shape is None:
-        rows.append(("nodes", f"{fleet.mean_instances:.1f} in the mean"))
-    rows.append(("chips", f"{fleet.chips:,.0f}, {fleet.utilization:.0%} used in the mean"))
-    if not is_priced(plan.case):
-        rows.append(("cost", "unknown: the catalogue has no rent and no price of this chip; set cost.rent"))
-    rows += [(f"cost, {name}", f"{money(part, currency)}/year") for name, part in outcome.cost_parts.items()]
-    rows += (
-        []
-        if not outcome.cost
-        else [
-            ("cost", f"{money(outcome.cost / 365, currency)}/day"),
-            *(
-                (f"cost of 1M {name} tokens" if name != "all" else "cost of 1M tokens", money(cost, currency))
-                for name, cost in outcome.cost_per_million.items()
-            ),
-        ]
-    )
-    if outcome.capital:
-        rows.append(("capital", money(outcome.capital, currency)))
-    if outcome.gross_margin is not None and outcome.markup is not None:
-        rows.append(("revenue", f"{money(outcome.revenue / 365, currency)}/day"))
-        rows.append(("gross margin", f"{outcome.gross_margin:.1%} (markup {outcome.markup:.1%})"))
-    rows += _return_rows(plan)
-    for name, band in (plan.bands or {}).items() if outcome.cost else ():
-        if band.p50 is not None:
-            low, high = (f"{value:,.3g}" if value is not None else "never" for value in (band.p10, band.p90))
-            rows.append((name.replace("_", " "), f"{low} to {high} (10% to 90%)"))
+def _table(rows: Sequence[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {value}" for name, value in rows]
-    return "\n".join([*lines, *_other_lines(plan)])
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def _speed_rows(plan: ServePlan) -> list[tuple[str, str]]:
-    from jinn.plan.plans import as_json as plan_json
-    from jinn.plan.units import duration, short
+@app.command()
+def train(
+    scenario: ScenarioArgument = None,
+    model: Annotated[str | None, _text("A shape's name, a config.json, a folder or a GGUF file.")] = None,
+    chip: Annotated[str | None, _text("A chip of `jinn plan chips`.")] = None,
+    precision: Annotated[str | None, _text("Of matrices: bf16 or fp8.")] = None,
+    chips: Annotated[int | None, _text("How many.", "N")] = None,
+    tokens: Annotated[str | None, _text("To train on: '15e12 tokens'.")] = None,
+    sequence: Annotated[int | None, _text("Tokens of a sequence.", "N")] = None,
+    batch: Annotated[str | None, _text("Tokens of a step: '4e6 tokens'.")] = None,
+    tp: Annotated[int | None, _text("Tensor parallel.", "N")] = None,
+    pp: Annotated[int | None, _text("Pipeline parallel.", "N")] = None,
+    ep: Annotated[int | None, _text("Expert parallel.", "N")] = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+    report: ReportOption = None,
+) -> None:
+    """Say how long training takes, and what it costs."""
+    from jinn.plan.scenario import read_scenario
+    from jinn.plan.summaries import training_rows
+    from jinn.plan.training import TrainScenario, plan_training
+    from jinn.plan.training import as_json as plan_json
 
-    reading, generating = plan.reading, plan.generating
-    if plan.shape is None or reading is None or generating is None or plan.efficiency is None:
-        return []
-    speed = plan_json(plan)["speed"]
-    kind = plan.efficiency.provenance
-    rows = [
-        ("model", f"{plan.shape.name} in {plan.shape.precision}, cache in {plan.shape.kv_dtype}"),
-        ("efficiencies", f"{kind}: {plan.efficiency.source}"),
-    ]
-    if plan.shape.note:
-        rows.insert(1, ("note", plan.shape.note))
-    pools = (
-        [("instance", reading)] if plan.pools == "shared" else [("reads", reading), ("generates", generating)]
-    )
-    for name, choice in pools:
-        need = short(sum(choice.memory.values()))
-        seqs = f", {choice.num_seqs:g} sequences a rank" if choice.num_seqs else ""
-        rows.append(
-            (
-                name,
-                f"{choice.instance.placement} ({choice.chips} chips){seqs}, {need}B of memory a chip",
-            )
-        )
-    rows.append(("prefill", f"{speed['prefill_tokens_per_second_per_chip']:,.0f} tokens/s a chip"))
-    rows.append(("decode", f"{speed['decode_tokens_per_second_per_chip']:,.0f} tokens/s a chip"))
-    peak = speed["at_peak"]
-    share = f"p{100 * plan.scenario.targets.percentile:g}"
-    rows.append((f"first token, {share}", f"{duration(speed['first_token_seconds'])} at full load"))
-    if peak and peak["first_token_seconds"]:
-        mean, played = peak["first_token_seconds"], peak["simulated"]["first_token_seconds"]
-        rows.append(
-            ("first token at peak", f"mean {duration(mean['mean'])}, p95 {duration(mean['p95'])}; "
-             f"simulated mean {duration(played['mean'])}, p95 {duration(played['p95'])}")
-        )  # fmt: skip
-    rows.append(("between tokens", f"{duration(speed['token_seconds'])} at full load"))
-    return rows
+    options = {
+        "model.name": model,
+        "chip": chip,
+        "model.precision": precision,
+        "parallel.chips": chips,
+        "run.tokens": tokens,
+        "run.sequence": sequence,
+        "run.batch": batch,
+        "parallel.tp": tp,
+        "parallel.pp": pp,
+        "parallel.ep": ep,
+        **_settings(settings),
+    }
+    plan = plan_training(read_scenario(TrainScenario, scenario, options))
+    rows = training_rows(plan)
+    if report is not None:
+        from jinn.plan.report import training_page
 
-
-def _return_rows(plan: ServePlan) -> list[tuple[str, str]]:
-    from jinn.plan.units import duration
-
-    outcome, rows = plan.outcome, []
-    if outcome.break_even_utilization is not None:
-        reaches = f"{outcome.break_even_utilization:.0%} of the chips' time sold"
-        rows.append(("breaks even at", reaches))
-    if outcome.payback is not None:
-        rows.append(("paid back in", duration(outcome.payback)))
-    if outcome.irr is not None:
-        rows.append(("return", f"{outcome.irr:.0%} a year (IRR)"))
-    return rows
+        report.write_text(training_page(plan, rows), encoding="utf-8")
+    print(json.dumps(plan_json(plan)) if as_json else _table(rows))
 
 
-def _other_lines(plan: ServePlan) -> list[str]:
-    from jinn.plan.units import money
+@app.command()
+def market(
+    scenario: ScenarioArgument = None,
+    budget: Annotated[str | None, _text("Over a scenario's: '53e9 USD'.")] = None,
+    years: Annotated[str | None, _text("That it is spent over: '3 years'.")] = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+    report: ReportOption = None,
+) -> None:
+    """Show what the big buyers spend, what tokens sell for, and what a scenario's budget buys."""
+    from jinn.plan.market import MarketScenario, bars, columns, purchase
+    from jinn.plan.market import as_json as market_json
+    from jinn.plan.scenario import read_scenario
+    from jinn.plan.summaries import budget_rows, price_lines
 
-    lines = [
-        f"also possible: {other.chip.name}, {other.pools} pools: {other.outcome.fleet.chips:,.0f} chips, "
-        f"{money(other.outcome.cost / 365, plan.scenario.currency)}/day"
-        for other in plan.others
-    ]
-    first = {(chip, reason.split(" ")[-3:][0]): (chip, placement, reason)
-             for chip, placement, reason in reversed(plan.rejected)}  # fmt: skip
+    options = {"budget.amount": budget, "budget.years": years, **_settings(settings)}
+    if scenario is None and any(value is not None for value in options.values()):
+        raise ValueError("SCENARIO is missing: a budget buys chips for what [serve] describes")
+    found = purchase(read_scenario(MarketScenario, scenario, options)) if scenario else None
+    rows = budget_rows(found) if found else []
+    if report is not None:
+        from jinn.plan.report import market_page
+
+        report.write_text(market_page(found, rows), encoding="utf-8")
+    if as_json:
+        print(json.dumps(market_json(found)))
+        return
+    years_shown, companies = columns()
+    lines = [_table(rows), ""] if rows else []
     lines += [
-        f"rejected: {chip}, {placement}: {reason}" for chip, placement, reason in list(first.values())[:6]
+        "Capital spending, billion USD by calendar year",
+        *bars(companies, years_shown),
+        "",
+        *price_lines(),
     ]
-    return lines
+    print("\n".join(lines))
 
 
 @app.command()

@@ -261,7 +261,7 @@ def _assembled(
     return replace(best, others=others, rejected=rejected, num_tried=len(rejected) + len(others) + 1)
 
 
-def _workload(scenario: ServeScenario) -> Workload:
+def workload_of(scenario: ServeScenario) -> Workload:
     traffic = scenario.traffic
     return Workload(
         traffic.input_tokens or 1.0, traffic.output_tokens or 1.0, traffic.cached, traffic.variation
@@ -273,7 +273,7 @@ def _with_operation(plan: ServePlan) -> ServePlan:
     reading, generating = plan.reading, plan.generating
     if reading is None or generating is None:
         return plan
-    workload, fleet = _workload(plan.scenario), plan.outcome.fleet
+    workload, fleet = workload_of(plan.scenario), plan.outcome.fleet
     peak = (plan.scenario.traffic.request_rate or 0.0) * plan.scenario.traffic.peak
     is_shared = plan.pools == "shared"
     readers = fleet.input_instances + (fleet.output_instances if is_shared else 0)
@@ -374,7 +374,7 @@ def _choice_json(choice: Choice) -> dict[str, Any]:
 def _speed_json(plan: ServePlan) -> dict[str, Any]:
     reading, generating = plan.reading, plan.generating
     assert reading is not None and generating is not None and generating.load is not None  # noqa: PT018, S101
-    workload = _workload(plan.scenario)
+    workload = workload_of(plan.scenario)
     context = workload.decode_context
     decode_rate = generating.instance.decode_rate(generating.num_seqs, context)
     return {

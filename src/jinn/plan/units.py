@@ -47,6 +47,7 @@ def _units() -> dict[str, Unit]:
 
 
 _UNITS = _units()
+_DURATIONS = (("years", _YEAR), ("days", _DAY), ("h", _HOUR), ("min", 60.0))
 _NUMBER = re.compile(r"(?P<number>[+-]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?P<unit>.*)", re.ASCII)
 
 
@@ -145,8 +146,11 @@ def money(amount: float, currency: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """For people: `24.5 ms`, `1.6 s`, `78 days`."""
-    for size, name in ((_YEAR, "years"), (_DAY, "days"), (_HOUR, "h"), (1.0, "s"), (1e-3, "ms")):
+    """For people: `24.5 ms`, `1.6 s`, `78 days`; at least two of a unit above the second."""
+    for name, size in _DURATIONS:
+        if seconds >= 2 * size:
+            return f"{_rounded(seconds / size, 3)} {name}"
+    for name, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
-            return f"{seconds / size:.3g} {name}"
-    return f"{seconds * 1e6:.3g} us"
+            return f"{_rounded(seconds / size, 3)} {name}"
+    return f"{_rounded(seconds * 1e6, 3)} us"
