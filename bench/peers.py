@@ -293,7 +293,7 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     for row in report["rows"]:
         low, high = row["jinn_ratio_range"]
-        ratio = "" if row["engine"] == "jinn" else f"**{row['jinn_ratio']:.2f}×** ({low:.2f}–{high:.2f})"  # noqa: RUF001
+        ratio = "" if row["engine"] == "jinn" else f"**{row['jinn_ratio']:.2f}×** ({low:.2f}–{high:.2f})"
         lines.append(
             f"| {row['case']} | {row['engine']} | {row['tok_s']:.0f} | {row['spread']:.0%} "
             f"| {row['share']:.0%} of {row['limit']} | {ratio} |"
