@@ -118,7 +118,7 @@ class LLM:
         progress: Progress | None = None,
     ) -> None:
         path = resolve_model(None if model is None else str(model))
-        limits = {
+        limits: dict[str, Any] = {
             "max_num_seqs": max_num_seqs,
             "max_num_batched_tokens": max_num_batched_tokens,
             "cache_memory": cache_memory,

@@ -32,7 +32,7 @@ def test_flags(run, served, tiny_path):
         "--log-level": "debug",
     }  # fmt: skip
     assert run("serve", tiny_path, *(part for flag in flags.items() for part in flag)).exit_code == 0
-    server, engine = served[0]
+    server, engine, _ = served[0]
     assert server == ServerConfig("127.0.0.2", 9, "secret", "mine", "t.jinja", "debug")
     assert engine == EngineConfig(
         tiny_path,
@@ -42,12 +42,27 @@ def test_flags(run, served, tiny_path):
         max_num_batched_tokens=64,
         cache_memory=3 * 2**19,
         kv_cache_dtype="int8",
+        log_level="debug",
     )
+
+
+def test_more_models(run, served, tiny_path):
+    assert run("serve", tiny_path, "--model", f"a={tiny_path}", "--model", f"b={tiny_path}").exit_code == 0
+    assert served[0][2] == {"a": tiny_path, "b": tiny_path}
+
+
+@pytest.mark.parametrize(
+    ("model", "error"),
+    [("a", "models must"), ("=x", "models must"), ("a=", "models must"), ("a=no.gguf", "no.gguf")],
+)
+def test_more_models_are_checked(fail, served, tiny_path, model, error):
+    assert error in fail("serve", tiny_path, "--model", model)
+    assert not served
 
 
 def test_defaults(run, served, tiny_path):
     run("serve", tiny_path)
-    assert served == [(ServerConfig(), EngineConfig(tiny_path))]
+    assert served == [(ServerConfig(), EngineConfig(tiny_path), {})]
 
 
 def test_flags_go_before_the_file(run, served, tiny_path, tmp_path):
@@ -57,7 +72,7 @@ def test_flags_go_before_the_file(run, served, tiny_path, tmp_path):
         'cache-memory = "1MiB"\nmax_step_ms = 50\nlog-level = "error"\n'
     )
     assert run("serve", "--config", config, "--port", 2).exit_code == 0
-    server, engine = served[0]
+    server, engine, _ = served[0]
     assert (server.port, server.log_level) == (2, "error")
     assert (engine.model, engine.num_threads, engine.cache_memory) == (tiny_path, 3, 2**20)
     assert engine.max_step_ms == 50

@@ -10,6 +10,7 @@ import pytest
 
 from jinn.server.app import App
 from jinn.server.config import ServerConfig
+from jinn.server.models import Models
 from jinn.server.service import Service
 
 from .fakes import ByteTokenizer, FakeEngine, encode_chat
@@ -54,7 +55,7 @@ def service(engine: FakeEngine, config: ServerConfig) -> Service:
 
 @pytest.fixture
 def app(service: Service) -> App:
-    return App(service)
+    return App(Models.of(service))
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ import sys
 
 from fakes import ByteTokenizer, FakeEngine, encode_chat
 
+from jinn.logs import configure_logging
 from jinn.server.app import App
 from jinn.server.config import ServerConfig
 from jinn.server.listener import listen
-from jinn.server.logs import configure_logging
+from jinn.server.models import Models
 from jinn.server.serve import bind
 from jinn.server.service import Service
 
@@ -25,7 +26,8 @@ async def main() -> None:
     service = Service(config, engine, ByteTokenizer(), encode_chat, file_name="tiny.gguf")
     listener = bind("127.0.0.1", 0)
     print(listener.getsockname()[1], flush=True)
-    await listen(App(service), service, listener)
+    models = Models.of(service)
+    await listen(App(models), models, listener)
     print(f"running={len(engine.running)} tasks={len(asyncio.all_tasks()) - 1}", flush=True)
 
 

@@ -74,6 +74,13 @@ class FakeEngine:
     async def ready(self) -> Ready:
         return Ready(MAX_MODEL_LEN, 64, VOCAB_SIZE, 1000, 32, (EOS,), "fp_fake", ())
 
+    async def ended(self) -> None:
+        while self.is_alive:
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        self.is_alive = False
+
     @property
     def stats(self) -> EngineStats:
         return EngineStats(

@@ -10,11 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
+from jinn.logs import JSONFormatter
 from jinn.server import body as body_module
 from jinn.server.app import App
 from jinn.server.config import ServerConfig
 from jinn.server.generation import Generation
-from jinn.server.logs import JSONFormatter
+from jinn.server.models import Models
 from jinn.server.responses import ErrorResponse
 from jinn.server.service import Service
 
@@ -295,7 +296,7 @@ async def test_unexpected_exception(
 
 async def test_not_ready_and_draining(engine: FakeEngine, config: ServerConfig) -> None:
     service = Service(config, engine, ByteTokenizer(), encode_chat, file_name="tiny.gguf")
-    transport = httpx.ASGITransport(App(service))
+    transport = httpx.ASGITransport(App(Models.of(service)))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
 
         async def refused() -> None:

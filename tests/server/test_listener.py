@@ -22,6 +22,7 @@ import uvicorn
 
 from jinn.server.app import App
 from jinn.server.config import ServerConfig
+from jinn.server.models import Models
 from jinn.server.serve import bind
 from jinn.server.service import Service
 
@@ -105,7 +106,7 @@ async def _vanish(num_clients: int) -> None:
     engine = FakeEngine(step_seconds=0.005)
     service = Service(CONFIG, engine, ByteTokenizer(), encode_chat, file_name="tiny.gguf")
     await service.start()
-    async with serving(App(service)) as port:
+    async with serving(App(Models.of(service))) as port:
 
         async def client(phase: int) -> None:
             fields, marker, is_reset = PHASES[phase % len(PHASES)]
@@ -141,7 +142,7 @@ async def _steps_after_disconnect(stream: bool) -> None:
     engine = FakeEngine(step_seconds=None)
     service = Service(CONFIG, engine, ByteTokenizer(), encode_chat, file_name="tiny.gguf")
     await service.start()
-    async with serving(App(service)) as port:
+    async with serving(App(Models.of(service))) as port:
         connection = await Client.send(port, stream=stream)
         await until(lambda: bool(engine.running))
         engine.step()

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from jinn.logs import JSONFormatter
 from jinn.server import protocol as protocol_module
 from jinn.server import service as service_module
 from jinn.server.app import App
@@ -23,7 +24,7 @@ from jinn.server.config import ServerConfig
 from jinn.server.errors import APIError
 from jinn.server.keys import KeyFile, Keyring, read_keys
 from jinn.server.listener import listen
-from jinn.server.logs import JSONFormatter
+from jinn.server.models import Models
 from jinn.server.serve import bind, bind_unix
 from jinn.server.service import Service, Throughput
 
@@ -49,7 +50,7 @@ def make_service(config: ServerConfig, engine: FakeEngine | None = None) -> Serv
 
 
 def http(service: Service, base_url: str = "http://test", **headers: str) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(App(service))
+    transport = httpx.ASGITransport(App(Models.of(service)))
     return httpx.AsyncClient(transport=transport, base_url=base_url, headers=headers)
 
 
@@ -235,7 +236,8 @@ class Served:
 
     async def __aenter__(self) -> Served:
         self.service = Service(self.config, FakeEngine(), ByteTokenizer(), encode_chat, file_name="tiny.gguf")
-        self.task = asyncio.create_task(listen(App(self.service), self.service, self.listener))
+        models = Models.of(self.service)
+        self.task = asyncio.create_task(listen(App(models), models, self.listener))
         while self.service.ready is None:
             await asyncio.sleep(0.01)
         return self

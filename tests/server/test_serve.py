@@ -113,6 +113,21 @@ def test_serve(client: httpx.Client) -> None:
     assert 'jinn:num_requests_running{model_name="tiny-llama.gguf"} 0.0' in client.get("/metrics").text
 
 
+def test_engine_that_is_killed_comes_back(client: httpx.Client) -> None:
+    children = [
+        child for child in psutil.Process().children(recursive=True) if "jinn.engine" in str(child.cmdline())
+    ]
+    with client.stream(
+        "POST", CHAT, json=chat_body(stream=True, max_tokens=200, ignore_eos=True)
+    ) as response:
+        lines = response.iter_lines()
+        next(lines)
+        engine.kill()
+        assert '"service_unavailable"' in [line for line in lines if line][-1]
+    wait_until_ready(client)
+    assert client.post(CHAT, json=chat_body(max_tokens=3)).status_code == 200
+
+
 def test_address_in_use(model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(OSError, match="in use"):
         serve(ServerConfig(port=listener.getsockname()[1]), EngineConfig(model=str(model)))

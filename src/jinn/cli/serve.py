@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import UnionType
@@ -16,7 +17,7 @@ from jinn.server.config import ServerConfig
 _ENGINE_SETTINGS = {field.name for field in fields(EngineConfig)}
 _SERVER_SETTINGS = {field.name for field in fields(ServerConfig)}
 _LISTS = ("allowed_hosts", "allowed_origins")
-_SIZES = ("cache_memory", "tenant_cache_memory", "state_memory")
+_SIZES = ("cache_memory", "tenant_cache_memory", "state_memory", "model_memory")
 
 
 def _count(name: str, help_text: str) -> Any:
@@ -25,6 +26,15 @@ def _count(name: str, help_text: str) -> Any:
 
 def serve(
     model: ModelArgument = None,
+    more_models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="NAME=MODEL",
+            help="A further model, loaded when it is asked for; repeat it for more.",
+            show_default=False,
+        ),
+    ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on.", show_default=DEFAULTS["host"])
     ] = None,
@@ -117,6 +127,18 @@ def serve(
             metavar="FILE", help="A Jinja file to use instead of the model's own.", show_default=False
         ),
     ] = None,
+    model_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="What the models in memory may take together.", show_default="no limit"
+        ),
+    ] = None,
+    idle_seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S", help="Unload a model of several that was unused so long.", show_default="never"
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -131,6 +153,7 @@ def serve(
     """Serve a model over the OpenAI API."""
     flags = {
         "model": model,
+        "models": more_models,
         "host": host,
         "port": port,
         "threads": threads,
@@ -152,18 +175,36 @@ def serve(
         "unix_socket": unix_socket,
         "served_model_name": served_model_name,
         "chat_template": chat_template,
+        "model_memory": model_memory,
+        "idle_seconds": idle_seconds,
         "log_level": log_level,
     }
     settings = read_settings(config) if config else {}
     settings.update({name: value for name, value in flags.items() if value is not None})
+    more_models_by_name = parse_models(settings.pop("models", ()))
     server_config, engine_config = make_configs(settings)
     from jinn.engine.client import EngineError
     from jinn.server.serve import serve as serve_until_signalled
 
     try:
-        serve_until_signalled(server_config, engine_config)
+        serve_until_signalled(server_config, engine_config, more_models_by_name)
     except EngineError as error:
         raise ValueError(str(error)) from None
+
+
+def parse_models(models: Sequence[str]) -> dict[str, str]:
+    """Paths by name, from `name=model` each. Raises ValueError, WeightsError for a model that is none."""
+    from jinn.weights.model_store import resolve_model
+
+    paths: dict[str, str] = {}
+    for text in models:
+        name, equals, model = str(text).partition("=")
+        if not equals or not 1 <= len(name) <= 256 or not model or name in paths:
+            raise ValueError(
+                f"models must be distinct names with models, such as name=model.gguf, not {text}"
+            )
+        paths[name] = str(resolve_model(model))
+    return paths
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -175,7 +216,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: {error}") from None
     settings = {name.replace("-", "_"): value for name, value in settings.items()}
-    known = (_ENGINE_SETTINGS | _SERVER_SETTINGS | {"threads"}) - {"num_threads"}
+    known = (_ENGINE_SETTINGS | _SERVER_SETTINGS | {"threads", "models"}) - {"num_threads"}
     for name, value in settings.items():
         if name not in known:
             raise ValueError(f"{path}: unknown setting {name}; known are {', '.join(sorted(known))}")
@@ -186,6 +227,8 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def _types(name: str) -> set[type]:
     """What a setting may be in TOML, where nothing stands for None and a size may be a string."""
+    if name == "models":
+        return {list}
     hints = get_type_hints(EngineConfig) | get_type_hints(ServerConfig)
     hint = hints["num_threads" if name == "threads" else name]
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)

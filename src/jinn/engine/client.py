@@ -70,6 +70,7 @@ class EngineClient(asyncio.Protocol):
         self._reader = FrameReader()
         self._requests: dict[str, _OpenRequest] = {}
         self._is_settled = asyncio.Event()  # ready, or failed
+        self._has_ended = asyncio.Event()
         self._ready: Ready | None = None
         self._failure: Failed | None = None
 
@@ -98,6 +99,10 @@ class EngineClient(asyncio.Protocol):
         if self._ready is None or self._failure is not None:
             raise EngineError(self._failure.error if self._failure else "the engine has ended")
         return self._ready
+
+    async def ended(self) -> None:
+        """Wait until the engine has ended, by itself or by `close`."""
+        await self._has_ended.wait()
 
     def submit(self, request: Submit | Score, sink: Sink) -> None:
         """Start a request. `sink` is called in the event loop, in order, until every choice has ended.
@@ -192,6 +197,7 @@ class EngineClient(asyncio.Protocol):
         """Tell all who wait; only the first failure counts."""
         self._failure = self._failure or failure
         self._is_settled.set()
+        self._has_ended.set()
         requests, self._requests = self._requests, {}
         for request in requests.values():
             _call(request.sink, self._failure)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Literal, get_args
 
 from jinn.engine.messages import check_range
+from jinn.logs import LogLevel
 
 if TYPE_CHECKING:
     from jinn.text.tokenizer import Tokenizer
@@ -40,6 +41,7 @@ class EngineConfig:
     speculative: Speculative = "off"  # where guesses at the next tokens come from
     num_speculative_tokens: int = 4  # guessed at a time
     draft_model: str | None = None  # a path; with speculative "draft"
+    log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
@@ -53,6 +55,7 @@ class EngineConfig:
         check_range("tenant_cache_memory", self.tenant_cache_memory, 0, 2**62)
         _check_choice("kv_cache_dtype", self.kv_cache_dtype, get_args(KVCacheDtype))
         _check_choice("activations", self.activations, get_args(Activations))
+        _check_choice("log_level", self.log_level, get_args(LogLevel))
         check_range("block_size", self.block_size, 1, 1024)
         check_range("state_memory", self.state_memory, 1, self.cache_memory)
         _check_choice("speculative", self.speculative, get_args(Speculative))

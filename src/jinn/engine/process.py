@@ -20,6 +20,7 @@ from jinn.engine.engine import Engine
 from jinn.engine.frames import FrameReader, frame
 from jinn.engine.messages import Abort, Failed, Loading, Message, Score, Shutdown, Submit, decode
 from jinn.engine.start import LoadRunner, Progress, start_engine
+from jinn.logs import configure_logging
 
 logger = logging.getLogger(__name__)
 
@@ -176,9 +177,11 @@ def main(arguments: Sequence[str], load_runner: LoadRunner) -> int:
     """Run with the arguments FD and CONFIG. Returns the exit status."""
     for signum in (signal.SIGINT, signal.SIGTERM):  # meant for the whole group; the parent says when to end
         signal.signal(signum, signal.SIG_IGN)
-    fd, config = arguments
+    fd, text = arguments
+    config = EngineConfig.from_json(text)
+    configure_logging(config.log_level)
     with socket.socket(fileno=int(fd)) as sock:
-        return run(sock, EngineConfig.from_json(config), load_runner)
+        return run(sock, config, load_runner)
 
 
 if __name__ == "__main__":

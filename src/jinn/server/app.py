@@ -15,25 +15,25 @@ from jinn.server.auth import PUBLIC_ROUTES, GuardedRoute
 from jinn.server.config import ServerConfig
 from jinn.server.keys import KeyFile, Keyring
 from jinn.server.middleware import HostMiddleware, RequestMiddleware
-from jinn.server.routes import chat, completions, embeddings, health, models, rerank, tokenize
-from jinn.server.service import Service
+from jinn.server.models import Models
+from jinn.server.routes import chat, completions, embeddings, health, model_list, rerank, tokenize
 
-_APIS = (health, models, chat, completions, embeddings, rerank, tokenize)
+_APIS = (health, model_list, chat, completions, embeddings, rerank, tokenize)
 ROUTES: list[GuardedRoute] = [route for api in _APIS for route in api.ROUTES]
 
 
 class App(Starlette):
-    """The API in front of `service`; its OpenAPI document is made only when asked for."""
+    """The API in front of `models`; its OpenAPI document is made only when asked for."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, models: Models) -> None:
         super().__init__(
             routes=ROUTES,
-            middleware=_middleware(service.config),
+            middleware=_middleware(models.config),
             exception_handlers={errors.APIError: _api_error, HTTPException: _http_exception},
         )
         self.router.redirect_slashes = False  # the redirect would be built from the Host header
-        self.state.service = service
-        config = service.config
+        self.state.models = models
+        config = models.config
         key_file = None if config.api_keys is None else KeyFile(config.api_keys)
         self.state.keyring = Keyring(config.api_key, key_file)
         self.state.public_routes = PUBLIC_ROUTES | ({"/metrics"} if config.public_metrics else set())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import get_args
 
-LogLevel = Literal["debug", "info", "warning", "error"]
+from jinn.logs import LogLevel
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class ServerConfig:
     tls_certificate: str | None = None  # a path
     tls_key: str | None = None  # a path
     unix_socket: str | None = None  # a path to listen on instead of host and port
+    model_memory: int | None = None  # bytes that the models in memory may take together
+    idle_seconds: float | None = None  # after which an unused model of several is unloaded
     max_queue: int = 1024  # requests beyond those that run; more get 429
 
     def __post_init__(self) -> None:
@@ -52,6 +54,10 @@ class ServerConfig:
             raise ValueError(f"drain_seconds must be between 0 and 86400, not {self.drain_seconds}")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key must be given together")
+        if self.idle_seconds is not None and not 0 < self.idle_seconds <= 10**9:
+            raise ValueError(f"idle_seconds must be between 0 and 1000000000, not {self.idle_seconds}")
+        if self.model_memory is not None and self.model_memory < 1:
+            raise ValueError(f"model_memory must be at least 1, not {self.model_memory}")
         if not 0 <= self.max_queue <= 1_000_000:
             raise ValueError(f"max_queue must be between 0 and 1000000, not {self.max_queue}")
         for origin in self.allowed_origins:

@@ -117,7 +117,7 @@ def unavailable(message: str, retry_after: int) -> APIError:
 
 
 def engine_down() -> APIError:
-    return unavailable("The engine has stopped.", 30)
+    return unavailable("The engine has stopped, and is being started again.", 5)
 
 
 def internal_error() -> APIError:

@@ -21,6 +21,14 @@ class Engine(Protocol):
         """Wait until requests can be taken. Raises RuntimeError if the engine could not start."""
         ...
 
+    async def ended(self) -> None:
+        """Wait until the engine has ended."""
+        ...
+
+    async def close(self) -> None:
+        """End the engine."""
+        ...
+
     def submit(self, request: Submit | Score, sink: Sink) -> None:
         """Start a request. `sink` is called in the event loop, in order, until every choice has finished."""
         ...

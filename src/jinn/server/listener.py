@@ -13,8 +13,8 @@ import uvicorn
 
 from jinn.server.app import App
 from jinn.server.limits import MAX_HEAD_BYTES
+from jinn.server.models import Models
 from jinn.server.protocol import Protocol
-from jinn.server.service import Service
 
 logger = logging.getLogger("jinn.server")
 
@@ -29,7 +29,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def listen(app: App, service: Service, listener: socket.socket) -> None:
+async def listen(app: App, models: Models, listener: socket.socket) -> None:
     """Serve until a signal, and drain. A second signal cuts the requests that still run.
 
     Raises RuntimeError where the engine could not start.
@@ -39,8 +39,8 @@ async def listen(app: App, service: Service, listener: socket.socket) -> None:
             app,
             http=Protocol,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-            ssl_certfile=service.config.tls_certificate,
-            ssl_keyfile=service.config.tls_key,
+            ssl_certfile=models.config.tls_certificate,
+            ssl_keyfile=models.config.tls_key,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -50,13 +50,13 @@ async def listen(app: App, service: Service, listener: socket.socket) -> None:
             timeout_graceful_shutdown=2,
         )
     )
-    is_signalled = _handle_signals(app, service)
+    is_signalled = _handle_signals(app, models)
     serving = asyncio.create_task(server.serve([listener]))
-    starting = asyncio.create_task(_start(service))
+    starting = asyncio.create_task(_start(models))
     signalled = asyncio.create_task(is_signalled.wait())
     try:
         await _until_first(signalled, serving, starting)
-        await service.drain()
+        await models.drain()
     finally:
         server.should_exit = True
         await serving
@@ -74,19 +74,19 @@ async def _until_first(signalled: asyncio.Task[bool], *tasks: asyncio.Task[None]
             task.result()
 
 
-async def _start(service: Service) -> None:
-    await service.start()
+async def _start(models: Models) -> None:
+    await models.start()
     logger.info("ready")
 
 
-def _handle_signals(app: App, service: Service) -> asyncio.Event:
+def _handle_signals(app: App, models: Models) -> asyncio.Event:
     """An event that the first signal sets; a later one cuts the running requests. SIGHUP reloads the keys."""
     loop = asyncio.get_running_loop()
     is_signalled = asyncio.Event()
 
     def on_signal() -> None:
         if is_signalled.is_set():
-            service.cut()
+            models.cut()
         is_signalled.set()
 
     signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(app.state.keyring.reload))

@@ -48,6 +48,8 @@ class RequestMiddleware:
             if not status:
                 await send_error(errors.internal_error(), send_with_id)
         finally:
+            if release := scope["state"].get("release"):
+                release()  # see Models.acquire
             _log_access(scope, status or 499, time.monotonic() - arrived_at)
 
 

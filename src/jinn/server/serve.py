@@ -9,54 +9,123 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinn.engine.client import EngineClient
 from jinn.engine.config import EngineConfig
+from jinn.logs import configure_logging
 from jinn.server.config import ServerConfig
 from jinn.server.limits import WRITE_SECONDS
-from jinn.server.logs import configure_logging
+
+if TYPE_CHECKING:
+    from jinn.server.models import ServedModel
+    from jinn.server.service import ModelCard, Service
 
 logger = logging.getLogger("jinn.server")
 
 
-def serve(config: ServerConfig, engine_config: EngineConfig) -> None:
+def serve(
+    config: ServerConfig, engine_config: EngineConfig, more_models: Mapping[str, str] | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT, and then until the running requests have ended.
 
-    Raises OSError where the address is taken, ValueError where the model's tokenizer or template is bad, and
-    EngineError where the engine cannot start.
+    With `more_models`, paths by name, each of them and the model of `engine_config` is loaded when it is
+    asked for. Raises OSError where the address is taken, ValueError where the only model's tokenizer or
+    template is bad, and EngineError where its engine cannot start.
     """
     configure_logging(config.log_level)
-    asyncio.run(_serve(config, engine_config))
+    asyncio.run(_serve(config, engine_config, more_models or {}))
 
 
-async def _serve(config: ServerConfig, engine_config: EngineConfig) -> None:
+async def _serve(config: ServerConfig, engine_config: EngineConfig, more_models: Mapping[str, str]) -> None:
     listener = bind_unix(config.unix_socket) if config.unix_socket else bind(config.host, config.port)
-    engine = EngineClient(engine_config)
-    await engine.start()
+    engine = None if more_models else await start_engine(engine_config)
+    models = None
     try:
-        from jinn.frontend import load_frontend
         from jinn.server.app import App
         from jinn.server.listener import listen
-        from jinn.server.service import Service
+        from jinn.server.models import Models
 
-        frontend = load_frontend(engine_config.model, config.chat_template)
-        service = Service(
-            config,
-            engine,
-            frontend.tokenizer,
-            frontend.encode_chat,
-            file_name=Path(engine_config.model).resolve().name,
-            sampling_defaults=frontend.sampling_defaults,
-            pooling=frontend.pooling,
-        )
+        if engine is not None:
+            models = Models.of(make_service(config, engine_config, engine))
+        else:
+            models = Models(config, served_models(config, engine_config, more_models))
         logger.info("listening on %s", _address(config, listener))
-        await listen(App(service), service, listener)
+        await listen(App(models), models, listener)
     finally:
         listener.close()
         if config.unix_socket:
             Path(config.unix_socket).unlink(missing_ok=True)
-        await engine.close()
+        if models is not None:
+            await models.close()
+        elif engine is not None:
+            await engine.close()
+
+
+async def start_engine(engine_config: EngineConfig) -> EngineClient:
+    """An engine process that loads. Raises OSError."""
+    engine = EngineClient(engine_config)
+    await engine.start()
+    return engine
+
+
+def make_service(
+    config: ServerConfig, engine_config: EngineConfig, engine: EngineClient, card: ModelCard | None = None
+) -> Service:
+    """A model behind HTTP, with its text side read. Raises ValueError where that is bad."""
+    from jinn.frontend import load_frontend
+    from jinn.server.service import Service
+
+    frontend = load_frontend(engine_config.model, config.chat_template)
+    return Service(
+        config,
+        engine,
+        frontend.tokenizer,
+        frontend.encode_chat,
+        file_name=Path(engine_config.model).resolve().name,
+        sampling_defaults=frontend.sampling_defaults,
+        pooling=frontend.pooling,
+        card=card,
+        start_engine=partial(start_engine, engine_config),
+    )
+
+
+def served_models(
+    config: ServerConfig, engine_config: EngineConfig, more_models: Mapping[str, str]
+) -> list[ServedModel]:
+    """The model of `engine_config` under its file's name, then the others, none of them loaded."""
+    from jinn.server.models import ServedModel
+    from jinn.server.service import ModelCard
+
+    def served(name: str | None, path: str) -> ServedModel:
+        file_name = Path(path).resolve().name
+        card = ModelCard.create(name or file_name, file_name)
+        own_config = replace(engine_config, model=path)
+
+        async def load() -> Service:
+            engine = await start_engine(own_config)
+            try:
+                service = await asyncio.to_thread(make_service, config, own_config, engine, card)
+                await service.start()
+            except BaseException:
+                await engine.close()
+                raise
+            return service
+
+        return ServedModel(card, weight_bytes(Path(path)) + engine_config.cache_memory, load)
+
+    first = served(config.served_model_name, engine_config.model)
+    return [first, *(served(name, path) for name, path in more_models.items())]
+
+
+def weight_bytes(path: Path) -> int:
+    """The size of a model's file, or of all in its folder. Raises OSError."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _address(config: ServerConfig, listener: socket.socket) -> str:

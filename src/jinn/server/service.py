@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,11 +23,17 @@ from jinn.server.metrics import Metrics
 from jinn.server.reading import Reading, Vectors, cancel_when_gone
 from jinn.text.tokenizer import Tokenizer
 
+logger = logging.getLogger("jinn.server")
+
 T = TypeVar("T")
 
 EncodeChat = Callable[[Sequence[Mapping[str, str]]], Sequence[int]]  # ValueError: the template refused
 
+StartEngine = Callable[[], Awaitable[Engine]]
+
 RETRY_SECONDS = 5
+LONG_LIFE_SECONDS = 60.0  # an engine that ran so long is restarted at once
+MAX_RESTART_SECONDS = 30.0
 MAX_RETRY_SECONDS = 600
 CUT_SECONDS = 1.0  # to write the last words of a request that was cut
 _LONG_TEXT = 16_384  # characters; a few milliseconds of tokenising
@@ -58,10 +65,10 @@ class ModelCard:
     aliases: frozenset[str]
     created: int  # Unix seconds
 
-    def check_name(self, model: str) -> None:
-        """Raises APIError 404."""
-        if model != self.name and model not in self.aliases:
-            raise errors.model_not_found(model)
+    @classmethod
+    def create(cls, name: str, file_name: str) -> ModelCard:
+        """The card of a model that is also known by its file's name."""
+        return cls(name, frozenset({file_name, file_name.removesuffix(".gguf")}), int(time.time()))
 
 
 class Service:
@@ -77,6 +84,8 @@ class Service:
         file_name: str,
         sampling_defaults: SamplingParams | None = None,
         pooling: Pooling = Pooling.MEAN,
+        card: ModelCard | None = None,
+        start_engine: StartEngine | None = None,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -84,10 +93,10 @@ class Service:
         self.encode_chat = encode_chat
         self.sampling_defaults = sampling_defaults or SamplingParams()
         self.pooling = pooling
-        name = config.served_model_name or file_name
-        stem = file_name.removesuffix(".gguf")
-        self.card = ModelCard(name, frozenset({file_name, stem, "default"}), int(time.time()))
-        self.metrics = Metrics(name, lambda: engine.stats)
+        self.card = card or ModelCard.create(config.served_model_name or file_name, file_name)
+        self.metrics = Metrics(self.card.name, lambda: self.engine.stats)
+        self._start_engine = start_engine
+        self._supervisor: asyncio.Task[None] | None = None
         self.is_draining = False
         self.ready: Ready | None = None  # what the engine said
         self._running: set[Generation | Reading] = set()
@@ -98,6 +107,34 @@ class Service:
     async def start(self) -> None:
         """Wait for the engine; requests are taken from then on. Raises RuntimeError if it cannot start."""
         self.ready = await self.engine.ready()
+        if self._start_engine is not None:
+            self._supervisor = asyncio.create_task(self._supervise(self._start_engine))
+
+    async def close(self) -> None:
+        """End the engine."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+        await self.engine.close()
+
+    async def _supervise(self, start_engine: StartEngine) -> None:
+        """Start the engine again whenever it ends by itself; sooner where it had lived long."""
+        delay = 0.0
+        while True:
+            started_at = time.monotonic()
+            await self.engine.ended()
+            if time.monotonic() - started_at > LONG_LIFE_SECONDS:
+                delay = 0.0
+            logger.error("the engine has ended, and is started again in %g seconds", delay)
+            await asyncio.sleep(delay)
+            delay = min(max(2 * delay, 1.0), MAX_RESTART_SECONDS)
+            await self.engine.close()
+            try:
+                self.engine = await start_engine()
+                self.ready = await self.engine.ready()
+                logger.info("the engine is ready again")
+            except (RuntimeError, OSError) as error:
+                logger.error("the engine did not start: %s", error)
 
     def admit(self) -> Ready:
         """What the engine said when it was ready. Raises APIError 503 while no request can be taken."""
@@ -125,10 +162,6 @@ class Service:
             raise errors.invalid_value(
                 "min_tokens", f"'min_tokens': only {room} tokens fit after the prompt."
             )
-
-    def ignored_fields(self) -> list[str] | None:
-        """Where to collect the names of unknown fields; None where they are refused."""
-        return [] if self.config.tolerate_unknown_fields else None
 
     async def run_text(self, num_characters: int, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call a function of the text layer; beside the event loop where the text is long."""

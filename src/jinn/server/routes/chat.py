@@ -12,6 +12,7 @@ from jinn.server import errors
 from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
 from jinn.server.generation import GenerationRequest, Usage
+from jinn.server.models import Models
 from jinn.server.schemas import ChatRequest, parse_chat
 from jinn.server.service import Service
 from jinn.server.stream import FoldedChoice, GenerationResponse
@@ -21,11 +22,12 @@ from jinn.text.choice import Delta, TokenEntry
 
 async def create_chat_completion(request: Request) -> Response:
     """The assistant's next message of a conversation."""
-    service: Service = request.app.state.service
-    ready = service.admit()
-    ignored = service.ignored_fields()
+    models: Models = request.app.state.models
+    models.admit()
+    ignored = models.ignored_fields()
     chat = parse_chat(await read_json_object(request), ignored)
-    service.card.check_name(chat.model)
+    service = await models.acquire(request, chat.model)
+    ready = service.admit()
     chat.check_vocabulary(ready.vocab_size)
     prompt_ids = await encode_chat(service, chat)
     sampling = chat.sampling_params(service.sampling_defaults)

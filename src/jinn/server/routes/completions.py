@@ -12,6 +12,7 @@ from jinn.server import errors
 from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
 from jinn.server.generation import GenerationRequest, Usage
+from jinn.server.models import Models
 from jinn.server.schemas import CompletionRequest, parse_completion
 from jinn.server.service import Service
 from jinn.server.stream import FoldedChoice, GenerationResponse
@@ -22,11 +23,12 @@ from jinn.text.infill import encode_infill
 
 async def create_completion(request: Request) -> Response:
     """The continuation of one or several prompts."""
-    service: Service = request.app.state.service
-    ready = service.admit()
-    ignored = service.ignored_fields()
+    models: Models = request.app.state.models
+    models.admit()
+    ignored = models.ignored_fields()
     completion = parse_completion(await read_json_object(request), ignored)
-    service.card.check_name(completion.model)
+    service = await models.acquire(request, completion.model)
+    ready = service.admit()
     completion.check_vocabulary(ready.vocab_size)
     prompts = tuple([await _encode(service, completion, prompt) for prompt in completion.prompt])
     sampling = completion.sampling_params(service.sampling_defaults)

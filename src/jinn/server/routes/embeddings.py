@@ -12,10 +12,10 @@ from starlette.responses import Response
 from jinn.server import errors
 from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
+from jinn.server.models import Models
 from jinn.server.parameters import ACCEPTED_READING, Columns, take_implemented
 from jinn.server.reading import named, normalised
 from jinn.server.schemas import Strict, limited, listed, validate
-from jinn.server.service import Service
 from jinn.server.wire import to_json
 
 TextList = Annotated[
@@ -37,12 +37,12 @@ COLUMNS = Columns(frozenset(EmbeddingRequest.model_fields), ACCEPTED_READING, {}
 
 async def create_embeddings(request: Request) -> Response:
     """A vector of length 1 for each text."""
-    service: Service = request.app.state.service
-    service.admit()
-    fields = take_implemented(await read_json_object(request), COLUMNS, "", service.ignored_fields())
+    models: Models = request.app.state.models
+    models.admit()
+    fields = take_implemented(await read_json_object(request), COLUMNS, "", models.ignored_fields())
     _refuse_token_ids(fields.get("input"))
     body = validate(EmbeddingRequest, fields)
-    service.card.check_name(body.model)
+    service = await models.acquire(request, body.model)
     vectors, usage = await service.embed(request, named("input", body.input))
     if body.dimensions is not None and body.dimensions > vectors.shape[1]:
         raise errors.invalid_value(

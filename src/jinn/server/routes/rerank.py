@@ -13,11 +13,11 @@ from starlette.responses import JSONResponse, Response
 from jinn.server import errors
 from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
+from jinn.server.models import Models
 from jinn.server.parameters import ACCEPTED_READING, Columns, take_implemented
 from jinn.server.reading import named, normalised
 from jinn.server.routes.embeddings import TextList
 from jinn.server.schemas import Strict, limited, validate
-from jinn.server.service import Service
 
 
 def _document_text(value: Any) -> Any:
@@ -47,11 +47,11 @@ SCORE_COLUMNS = Columns(frozenset(ScoreRequest.model_fields), ACCEPTED_READING, 
 
 async def rerank(request: Request) -> Response:
     """Documents by how near they are to a query, the nearest first."""
-    service: Service = request.app.state.service
-    service.admit()
-    fields = take_implemented(await read_json_object(request), RERANK_COLUMNS, "", service.ignored_fields())
+    models: Models = request.app.state.models
+    models.admit()
+    fields = take_implemented(await read_json_object(request), RERANK_COLUMNS, "", models.ignored_fields())
     body = validate(RerankRequest, fields)
-    service.card.check_name(body.model)
+    service = await models.acquire(request, body.model)
     vectors, usage = await service.embed(
         request, [*named("documents", body.documents), ("query", body.query)]
     )
@@ -76,11 +76,11 @@ async def rerank(request: Request) -> Response:
 
 async def score(request: Request) -> Response:
     """How near the texts of two lists are, pair by pair; one text is compared with each of the others."""
-    service: Service = request.app.state.service
-    service.admit()
-    fields = take_implemented(await read_json_object(request), SCORE_COLUMNS, "", service.ignored_fields())
+    models: Models = request.app.state.models
+    models.admit()
+    fields = take_implemented(await read_json_object(request), SCORE_COLUMNS, "", models.ignored_fields())
     body = validate(ScoreRequest, fields)
-    service.card.check_name(body.model)
+    service = await models.acquire(request, body.model)
     if len(body.text_1) not in (1, len(body.text_2)):
         raise errors.invalid_value("text_1", "'text_1' must be one text, or as many as 'text_2'.")
     vectors, usage = await service.embed(

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
+from jinn.server.models import Models
 from jinn.server.parameters import ACCEPTED_READING, Columns, take_implemented
 from jinn.server.routes.chat import encode_chat
 from jinn.server.schemas import Strict, TokenIdList, check_token_ids, limited, parse_chat, validate
@@ -39,18 +40,20 @@ DETOKENIZE_COLUMNS = Columns(frozenset(DetokenizeRequest.model_fields), ACCEPTED
 
 async def tokenize(request: Request) -> Response:
     """The token ids of a text, or of a conversation."""
-    service: Service = request.app.state.service
-    ready = service.admit()
-    ignored = service.ignored_fields()
+    models: Models = request.app.state.models
+    models.admit()
+    ignored = models.ignored_fields()
     body = await read_json_object(request)
     is_named = bool(body.pop("return_token_strs", False)) if "messages" in body else False
     if "messages" in body:
         chat = parse_chat(body, ignored)
-        service.card.check_name(chat.model)
+        service = await models.acquire(request, chat.model)
+        ready = service.admit()
         token_ids = list(await encode_chat(service, chat))
     else:
         text = validate(TokenizeRequest, take_implemented(body, TOKENIZE_COLUMNS, "", ignored))
-        service.card.check_name(text.model)
+        service = await models.acquire(request, text.model)
+        ready = service.admit()
         token_ids = await _encode(service, text)
         is_named = text.return_token_strs
     token_bytes = service.tokenizer.token_bytes
@@ -75,13 +78,14 @@ async def _encode(service: Service, text: TokenizeRequest) -> list[int]:
 
 async def detokenize(request: Request) -> Response:
     """The text of token ids."""
-    service: Service = request.app.state.service
-    ready = service.admit()
+    models: Models = request.app.state.models
+    models.admit()
     fields = take_implemented(
-        await read_json_object(request), DETOKENIZE_COLUMNS, "", service.ignored_fields()
+        await read_json_object(request), DETOKENIZE_COLUMNS, "", models.ignored_fields()
     )
     body = validate(DetokenizeRequest, fields)
-    service.card.check_name(body.model)
+    service = await models.acquire(request, body.model)
+    ready = service.admit()
     check_token_ids("tokens", body.tokens, ready.vocab_size)
     text = await service.run_text(
         len(body.tokens), service.tokenizer.decode, body.tokens, skip_special=body.skip_special_tokens

@@ -8,26 +8,26 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from jinn.server.auth import GuardedRoute
-from jinn.server.service import Service
+from jinn.server.models import Models, ServedModel
 
 
 async def list_models(request: Request) -> Response:
     """The models served."""
-    return JSONResponse({"object": "list", "data": [_fields(request.app.state.service)]})
+    models: Models = request.app.state.models
+    return JSONResponse({"object": "list", "data": [_fields(model) for model in models.models]})
 
 
 async def retrieve_model(request: Request) -> Response:
     """One model, by any name that a request may use."""
-    service: Service = request.app.state.service
-    service.card.check_name(request.path_params["model"])
-    return JSONResponse(_fields(service))
+    models: Models = request.app.state.models
+    return JSONResponse(_fields(models.find(request.path_params["model"])))
 
 
-def _fields(service: Service) -> dict[str, Any]:
-    card = service.card
+def _fields(model: ServedModel) -> dict[str, Any]:
+    card = model.card
     fields = {"id": card.name, "object": "model", "created": card.created, "owned_by": "jinn"}
-    if service.ready is not None:
-        fields["max_model_len"] = service.ready.max_model_len
+    if model.service is not None and model.service.ready is not None:
+        fields["max_model_len"] = model.service.ready.max_model_len
     return fields
 
 

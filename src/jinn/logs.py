@@ -6,11 +6,14 @@ import json
 import logging
 import time
 import traceback
-from typing import Any
+from typing import Any, Literal
+
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 _FIELDS = (
     "request_id",
     "key",  # its holder's name
+    "model",
     "method",
     "route",
     "status",
