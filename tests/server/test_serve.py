@@ -114,12 +114,10 @@ def test_serve(client: httpx.Client) -> None:
 
 
 def test_engine_that_is_killed_comes_back(client: httpx.Client) -> None:
-    children = [
-        child for child in psutil.Process().children(recursive=True) if "jinn.engine" in str(child.cmdline())
-    ]
-    with client.stream(
-        "POST", CHAT, json=chat_body(stream=True, max_tokens=200, ignore_eos=True)
-    ) as response:
+    children = psutil.Process().children(recursive=True)
+    engine = next(child for child in children if "jinn.engine.process" in child.cmdline())
+    body = chat_body(stream=True, max_tokens=200, ignore_eos=True)
+    with client.stream("POST", CHAT, json=body) as response:
         lines = response.iter_lines()
         next(lines)
         engine.kill()
