@@ -43,7 +43,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def config() -> ServerConfig:
-    return ServerConfig(served_model_name="tiny/model", allowed_hosts=("test",))
+    return ServerConfig(served_model_name="tiny/model", allowed_hosts=("test", "localhost"))
 
 
 @pytest.fixture

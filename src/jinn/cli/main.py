@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jinn.cli import bench, chat, generate, inspect, models, plan, serve
+from jinn.cli import batch, bench, chat, generate, inspect, models, plan, serve
 
 ERROR_STATUS = 2
 
@@ -57,6 +57,7 @@ for command in (
     chat.chat,
     generate.generate,
     bench.bench,
+    batch.batch,
     inspect.inspect,
     models.pull,
     models.list_,
