@@ -29,6 +29,9 @@ KEY = "sk-canary-7f3a"
 ROUTES = {
     "/health": ("GET", "/health", "public"),
     "/ready": ("GET", "/ready", "public"),
+    "/": ("GET", "/", "public"),
+    "/page.js": ("GET", "/page.js", "public"),
+    "/page.css": ("GET", "/page.css", "public"),
     "/metrics": ("GET", "/metrics", "key"),
     "/openapi.json": ("GET", "/openapi.json", "key"),
     "/v1/models": ("GET", "/v1/models", "key"),
@@ -108,7 +111,6 @@ class TestKeys:
             "/health/",
             "/v1/models;/health",
             "/%2e/v1/models",
-            "/",
             "/docs",
             "/health/../v1/models",
             "/V1/models",

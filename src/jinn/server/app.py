@@ -16,9 +16,9 @@ from jinn.server.config import ServerConfig
 from jinn.server.keys import KeyFile, Keyring
 from jinn.server.middleware import HostMiddleware, RequestMiddleware
 from jinn.server.models import Models
-from jinn.server.routes import chat, completions, embeddings, health, model_list, rerank, tokenize
+from jinn.server.routes import chat, completions, embeddings, health, model_list, page, rerank, tokenize
 
-_APIS = (health, model_list, chat, completions, embeddings, rerank, tokenize)
+_APIS = (health, model_list, chat, completions, embeddings, rerank, tokenize, page)
 ROUTES: list[GuardedRoute] = [route for api in _APIS for route in api.ROUTES]
 
 

@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from jinn.server.keys import Keyring
 
-PUBLIC_ROUTES = frozenset({"/health", "/ready"})
+PUBLIC_ROUTES = frozenset({"/health", "/ready", "/", "/page.js", "/page.css"})
 
 
 class GuardedRoute(Route):

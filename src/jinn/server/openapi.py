@@ -49,6 +49,9 @@ _WITH_BODY = (400, 401, 404, 408, 413, 415, 429, 500, 503)
 _OPERATIONS: dict[str, tuple[type[BaseModel] | None, dict[str, type[BaseModel] | None], tuple[int, ...]]] = {
     "/health": (None, {JSON: r.Status}, (400, 503)),
     "/ready": (None, {JSON: r.Status}, (400, 503)),
+    "/": (None, {"text/html": None}, (400,)),
+    "/page.js": (None, {"text/javascript": None}, (400,)),
+    "/page.css": (None, {"text/css": None}, (400,)),
     "/metrics": (None, {"text/plain": None}, (400, 401)),
     "/openapi.json": (None, {JSON: None}, (400, 401)),
     "/v1/models": (None, {JSON: r.ModelList}, (400, 401)),
