@@ -16,17 +16,20 @@ from jinn.engine.config import EngineConfig
 from jinn.engine.loading import load_runner
 from jinn.engine.reference_runner import load_reference_runner
 from jinn.models.config import GGUF_KEYS, hf_fields
+from jinn.models.deepseek_v3 import DeepseekV3
 from jinn.models.fields import ConfigError, Fields
 from jinn.models.llama import Llama
 from jinn.models.parameters import tree
 from jinn.models.qwen3 import Qwen3
+from jinn.models.qwen3_5 import Qwen35
+from jinn.models.qwen3_next import Qwen3Next
 from jinn.models.registry import model_of
 from jinn.models.rope import rope_of
 from jinn.weights.checkpoint import open_checkpoint
 from jinn.weights.errors import WeightsError
 from tiny import TinyLlama, tiny_llama_folder, tiny_llama_gguf
 
-from .transformers_models import LLAMA3_ROPE, SMALL
+from .transformers_models import HYBRID, LLAMA3_ROPE, MLA, SHARED_EXPERT, SMALL
 
 LOADERS = pytest.mark.parametrize("loader", [load_runner, load_reference_runner], ids=["native", "reference"])
 TINY = TinyLlama()
@@ -67,6 +70,87 @@ def test_a_wrong_field_is_named(field, value):
     name = {"num_key_value_heads": "num_attention_heads"}.get(field, field)
     with pytest.raises(ConfigError, match=f"config field {name} "):
         Llama.from_config(hf_fields({**SMALL, field: value}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("linear_num_key_heads", 0),
+        ("linear_num_key_heads", "2"),
+        ("linear_num_value_heads", 5),
+        ("linear_num_value_heads", 2**30),
+        ("linear_key_head_dim", 0),
+        ("linear_value_head_dim", 2**20),
+        ("linear_value_head_dim", None),
+        ("linear_conv_kernel_dim", 1),
+        ("linear_conv_kernel_dim", 10**6),
+        ("layer_types", ["linear_attention"]),
+        ("layer_types", [["full_attention"]] * 4),
+        ("layer_types", "full_attention"),
+        ("layer_types", ["sliding_attention"] * 4),
+        ("full_attention_interval", 0),
+        ("partial_rotary_factor", 2.0),
+        ("partial_rotary_factor", 0.2),
+        ("partial_rotary_factor", "half"),
+        ("shared_expert_intermediate_size", 0),
+        ("num_experts", 2**30),
+        ("num_experts_per_tok", 9),
+        ("moe_intermediate_size", 2**30),
+        ("norm_topk_prob", 1),
+        ("mlp_only_layers", 3),
+        ("decoder_sparse_step", -1),
+        ("text_config", [1]),
+    ],
+)
+def test_a_wrong_field_of_a_hybrid_is_named(field, value):
+    config = {**SMALL, **HYBRID, **SHARED_EXPERT, field: value}
+    with pytest.raises(ConfigError, match=f"config field {field} "):
+        Qwen3Next.from_config(hf_fields(config))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("qk_nope_head_dim", 0),
+        ("qk_rope_head_dim", 3),
+        ("qk_rope_head_dim", 2**30),
+        ("v_head_dim", None),
+        ("kv_lora_rank", -1),
+        ("q_lora_rank", 0),
+        ("rope_interleave", "yes"),
+        ("first_k_dense_replace", -1),
+        ("n_routed_experts", None),
+        ("n_shared_experts", 0),
+        ("n_group", 3),
+        ("n_group", 8),
+        ("topk_group", 5),
+        ("num_experts_per_tok", 5),
+        ("routed_scaling_factor", 0),
+        ("scoring_func", "softmax"),
+        ("topk_method", "greedy"),
+    ],
+)
+def test_a_wrong_field_of_latent_attention_is_named(field, value):
+    name = {"n_routed_experts": "num_experts"}.get(field, field)
+    with pytest.raises(ConfigError, match=f"config field {name} "):
+        DeepseekV3.from_config(hf_fields({**SMALL, **MLA, field: value}))
+
+
+def test_weights_that_are_not_renormalized_are_refused_for_qwen3_5():
+    config = {**SMALL, **HYBRID, **SHARED_EXPERT, "norm_topk_prob": False}
+    with pytest.raises(ConfigError, match="config field norm_topk_prob False is not supported"):
+        Qwen35.from_config(hf_fields(config))
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gpt_oss", "phi3", "deepseek_v32", "mamba"])
+def test_a_family_that_is_not_there_is_refused_by_name(tmp_path, family):
+    path = tiny_llama_folder(tmp_path / "hf", TINY)
+    config = {**json.loads((path / "config.json").read_text()), "model_type": family}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ConfigError, match=f"architecture '{family}' is not supported; supported are deepseek"
+    ):
+        load(load_runner, path)
 
 
 @pytest.mark.parametrize(

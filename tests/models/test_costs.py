@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from math import prod
+
 import pytest
 
 from jinn.models.costs import costs
+from jinn.models.presets import preset
 from jinn.models.registry import model_of
 from jinn.weights.checkpoint import open_checkpoint
 from tiny import TinyLlama, tiny_llama_gguf
@@ -44,3 +48,28 @@ def test_operations_count_the_head_per_row_and_attention_per_position(tmp_path):
         "f32": attention,
         "int8": 2 * (3 * LAYER_WEIGHTS + VOCAB * HIDDEN),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "gigaflops", "per_position"),
+    [
+        ("Qwen3-0.6B", 1.19, 229_376),
+        ("Qwen3-30B-A3B", 6.08, 786_432),
+        ("Qwen3-Next-80B-A3B", 7.13 + 0.13, 196_608),
+        ("Qwen3.5-9B", 15.87 + 0.09, 131_072),
+        ("DeepSeek-V3", 73.25, 16_990_208),
+    ],
+)
+def test_operations_of_published_shapes(name, gigaflops, per_position):
+    """2 per weight that a token reads and 7 per number of its states; latents are attended to absorbed."""
+    model = preset(name)
+    assert model.flops(1, 1001) - model.flops(1, 1) == 1000 * per_position
+    assert (model.flops(1, 1) - per_position) / 1e9 == pytest.approx(gigaflops, abs=0.01)
+
+
+def test_a_prediction_module_costs_nothing_until_it_is_used():
+    model = preset("Qwen3-Next-80B-A3B")
+    with_module = replace(model, has_mtp=True)
+    sizes = [sum(prod(spec.shape) for spec in m.parameters().values()) for m in (model, with_module)]
+    assert round((sizes[1] - sizes[0]) / 1e9, 2) == 1.65
+    assert with_module.flops(5, 9) == model.flops(5, 9)

@@ -124,6 +124,16 @@ def test_steps_and_parts_of_integer_weights(saved, family, activations):
     check_steps_and_parts(runner, random_ids(67, 512))
 
 
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name.endswith("for llama.cpp")])
+def test_quantized_weights_are_those_of_the_file(saved, variant):
+    path = saved(variant, "Q8_0")
+    ids = random_ids(40, 512)
+    native, reference = (
+        all_logits(load(loader, path), ids) for loader in (load_runner, load_reference_runner)
+    )
+    assert largest_error(native, reference) <= NATIVE_TOLERANCE
+
+
 def check_steps_and_parts(runner, ids):
     whole = all_logits(runner, ids)
     for cuts in ((1,), (16,), (37,), (64, 65), range(1, len(ids))):

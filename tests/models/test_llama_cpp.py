@@ -60,4 +60,6 @@ def test_logits_are_those_of_llama_cpp(tmp_path, variant, format_name):
     divergence = float((np.exp(expected) * (expected - actual)).sum())
     print(f"{variant} {format_name}: largest error {np.abs(ours - theirs).max():.1e}, KL {divergence:.1e}")
     assert abs(divergence) <= MAX_KL
-    assert format_name != "F32" or np.abs(ours - theirs).max() <= 1e-4
+    # llama.cpp norms keys and queries of a DeltaNet with another eps
+    tolerance = 5e-4 if variant.startswith(("qwen3_next", "qwen3_5")) else 1e-4
+    assert format_name != "F32" or np.abs(ours - theirs).max() <= tolerance

@@ -13,14 +13,15 @@ from typing import Any, Self
 import numpy as np
 
 from jinn.models.decoder import MAX_HEAD_DIM, Decoder, decoder_fields
-from jinn.models.fields import Fields
-from jinn.models.mixture import Mixture, check_groups, num_experts_of
+from jinn.models.fields import ConfigError, Fields
+from jinn.models.mixture import Mixture, check_groups, expert_size_of, num_experts_of
 from jinn.models.names import layer_and_part
 from jinn.models.parameters import Layout, Origin, ParameterSpec
 from jinn.models.rope import magnitude
 from jinn.ops.protocol import Context, KVSpec, Ops, RouteSpec, Value
 
 LATENT_NORM_EPS = 1e-6  # whatever the config says
+MAX_DIM = 4096  # of a head
 SIGMOID_GATING = 2  # GGUF's expert_gating_func
 # Hugging Face's names of the prediction module's parts, which is the layer after the last
 PREDICTION = {
@@ -49,7 +50,7 @@ class DeepseekV3(Decoder):
         fields.supported("topk_method", "noaux_tc")
         fields.supported("scoring_func", "sigmoid")
         fields.supported("expert_gating_func", SIGMOID_GATING)
-        rope_dim = fields.integer("rotary_dim" if fields.is_gguf else "qk_rope_head_dim", high=MAX_HEAD_DIM)
+        rope_dim = _rope_dim(fields)
         nope_dim, value_dim = _head_dims(fields, rope_dim)
         common = decoder_fields(fields, head_dim=nope_dim + rope_dim, rotary_dim=rope_dim)
         is_interleaved = fields.boolean("rope_interleave", True)
@@ -153,16 +154,25 @@ class DeepseekV3(Decoder):
         return q, compressed
 
 
+def _rope_dim(fields: Fields) -> int:
+    """Columns of a head's key that are rotated."""
+    name = "rotary_dim" if fields.is_gguf else "qk_rope_head_dim"
+    rope_dim = fields.integer(name, high=MAX_DIM)
+    if rope_dim % 2:
+        raise ConfigError(f"config field {fields.key(name)} {rope_dim} must be even")
+    return rope_dim
+
+
 def _head_dims(fields: Fields, rope_dim: int) -> tuple[int, int]:
     """Columns of a head's key that are not rotated, and of its value."""
     if not fields.is_gguf:
-        nope_dim = fields.integer("qk_nope_head_dim", high=MAX_HEAD_DIM)
-        return nope_dim, fields.integer("v_head_dim", high=MAX_HEAD_DIM)
+        nope_dim = fields.integer("qk_nope_head_dim", high=MAX_DIM)
+        return nope_dim, fields.integer("v_head_dim", high=MAX_DIM)
     # files of before have the sizes of heads where those of now have the sizes of latents
     key = "qk_head_dim" if fields.has("qk_head_dim") else "head_dim"
     value = "v_head_dim" if fields.has("v_head_dim") else "value_length"
-    nope_dim = fields.integer(key, low=rope_dim + 1, high=MAX_HEAD_DIM) - rope_dim
-    return nope_dim, fields.integer(value, high=MAX_HEAD_DIM)
+    nope_dim = fields.integer(key, low=rope_dim + 1, high=2 * MAX_DIM) - rope_dim
+    return nope_dim, fields.integer(value, high=MAX_DIM)
 
 
 def _softmax_scale(fields: Fields, head_dim: int) -> float:
@@ -174,7 +184,7 @@ def _softmax_scale(fields: Fields, head_dim: int) -> float:
 
 
 def _mixture(fields: Fields, num_layers: int) -> Mixture:
-    num_experts, size = num_experts_of(fields), fields.integer("moe_intermediate_size")
+    num_experts, size = num_experts_of(fields), expert_size_of(fields)
     num_groups = fields.integer("n_group", 1)
     route = RouteSpec(
         fields.integer("num_experts_per_tok", high=num_experts),

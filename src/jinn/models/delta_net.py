@@ -8,6 +8,8 @@ keep them fused, grouped or tiled; the functions here tell the rows. Value head 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,23 +18,25 @@ from jinn.models.fields import ConfigError, Fields
 from jinn.models.parameters import ParameterSpec
 from jinn.ops.protocol import Context, IntArray, Ops, StateSpec, Value
 
-MAX_KERNEL = 64
+# A config that lies must not make lists of its sizes before they are compared with the tensors.
+MAX_HEADS, MAX_DIM, MAX_KERNEL = 1024, 1024, 64
 
 
 def state_spec_of(fields: Fields) -> StateSpec:
     """What such a layer keeps. Raises ConfigError naming the field."""
-    num_key_heads = fields.integer("linear_num_key_heads", high=65536)
-    num_value_heads = fields.integer("linear_num_value_heads", high=65536)
+    num_key_heads = fields.integer("linear_num_key_heads", high=MAX_HEADS)
+    num_value_heads = fields.integer("linear_num_value_heads", high=MAX_HEADS)
     if num_value_heads % num_key_heads:
         raise ConfigError(
             f"config field {fields.key('linear_num_value_heads')} {num_value_heads} is no multiple of "
             f"{fields.key('linear_num_key_heads')} {num_key_heads}"
         )
-    key_dim = fields.integer("linear_key_head_dim", high=65536)
+    key_dim = fields.integer("linear_key_head_dim", high=MAX_DIM)
     if fields.has("linear_inner_size"):
-        value_dim = fields.integer("linear_inner_size") // num_value_heads
+        low, high = num_value_heads, num_value_heads * MAX_DIM
+        value_dim = fields.integer("linear_inner_size", low=low, high=high) // num_value_heads
     else:
-        value_dim = fields.integer("linear_value_head_dim", high=65536)
+        value_dim = fields.integer("linear_value_head_dim", high=MAX_DIM)
     kernel = fields.integer("linear_conv_kernel_dim", 4, low=2, high=MAX_KERNEL)
     return StateSpec(num_key_heads, num_value_heads, key_dim, value_dim, kernel)
 
@@ -80,7 +84,8 @@ def grouped_rows(spec: StateSpec, widths: tuple[int, ...]) -> tuple[IntArray, ..
     )
 
 
-def fused_rows(spec: StateSpec) -> dict[str, IntArray]:
+@cache
+def fused_rows(spec: StateSpec) -> Mapping[str, IntArray]:
     """Rows of each projection in Qwen3-Next's `in_proj_qkvz` and `in_proj_ba`."""
     group = spec.num_value_heads // spec.num_key_heads
     values = group * spec.value_dim
@@ -94,6 +99,7 @@ def fused_rows(spec: StateSpec) -> dict[str, IntArray]:
     }
 
 
+@cache
 def tiled_rows(spec: StateSpec, width: int) -> IntArray:
     """For each row of all value heads, `width` each, its row where heads are tiled: key heads run fastest."""
     group = spec.num_value_heads // spec.num_key_heads
@@ -102,6 +108,7 @@ def tiled_rows(spec: StateSpec, width: int) -> IntArray:
     return (place[:, None] * width + np.arange(width)).astype(np.int32).reshape(-1)
 
 
+@cache
 def tiled_qkv_rows(spec: StateSpec) -> IntArray:
     """The same for q, k and v together: only those of v differ."""
     num_before = 2 * spec.num_key_heads * spec.key_dim

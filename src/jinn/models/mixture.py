@@ -10,7 +10,8 @@ from jinn.models.fields import ConfigError, Fields
 from jinn.models.parameters import Layout, Origin, ParameterSpec
 from jinn.ops.protocol import RouteSpec
 
-MAX_EXPERTS = 65536  # a config that lies must not make lists of its sizes before they are compared
+# A config that lies must not make lists of its sizes before they are compared with the tensors.
+MAX_EXPERTS, MAX_EXPERT_SIZE = 65536, 2**20
 
 NUM_EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")
 
@@ -67,6 +68,11 @@ def num_experts_of(fields: Fields) -> int:
     """The config's number of experts, under any of the names it has had."""
     name = next((name for name in NUM_EXPERTS if fields.has(name)), NUM_EXPERTS[-1])
     return fields.integer(name, high=MAX_EXPERTS)
+
+
+def expert_size_of(fields: Fields) -> int:
+    """The config's intermediate size of an expert."""
+    return fields.integer("moe_intermediate_size", high=MAX_EXPERT_SIZE)
 
 
 def has_experts(fields: Fields) -> bool:

@@ -7,7 +7,7 @@ from typing import Self
 
 from jinn.models.decoder import ATTENTION, decoder_fields
 from jinn.models.fields import Fields
-from jinn.models.mixture import Mixture, num_experts_of, route_spec, step_dense_layers
+from jinn.models.mixture import Mixture, expert_size_of, num_experts_of, route_spec, step_dense_layers
 from jinn.models.qwen3 import Qwen3
 
 
@@ -22,7 +22,7 @@ class Qwen3Moe(Qwen3):
         common, num_experts = decoder_fields(fields), num_experts_of(fields)
         mixture = Mixture(
             num_experts=num_experts,
-            intermediate_size=fields.integer("moe_intermediate_size"),
+            intermediate_size=expert_size_of(fields),
             route=route_spec(fields, num_experts, is_renormalized=fields.is_gguf),
             dense_layers=step_dense_layers(fields, common["num_hidden_layers"]),
         )

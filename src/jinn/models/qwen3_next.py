@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -10,7 +10,7 @@ from jinn.models import layers
 from jinn.models.decoder import ATTENTION, MAX_HEAD_DIM, Decoder, decoder_fields, head_dim_of
 from jinn.models.delta_net import delta_net, delta_net_parameters, fused_rows, state_spec_of
 from jinn.models.fields import ConfigError, Fields
-from jinn.models.mixture import Mixture, num_experts_of, route_spec, step_dense_layers
+from jinn.models.mixture import Mixture, expert_size_of, num_experts_of, route_spec, step_dense_layers
 from jinn.models.parameters import NEGATIVE_EXP, Layout, Origin, ParameterSpec
 from jinn.ops.protocol import Context, Ops, StateSpec, Value
 
@@ -131,7 +131,7 @@ def hybrid_fields(fields: Fields) -> dict[str, Any]:
 
 def shared_mixture(fields: Fields, dense_layers: frozenset[int]) -> Mixture:
     """A mixture with a shared expert behind a gate of one number per token."""
-    num_experts, size = num_experts_of(fields), fields.integer("moe_intermediate_size")
+    num_experts, size = num_experts_of(fields), expert_size_of(fields)
     return Mixture(
         num_experts=num_experts,
         intermediate_size=size,
@@ -145,24 +145,24 @@ def shared_mixture(fields: Fields, dense_layers: frozenset[int]) -> Mixture:
 
 def _rotary_dim(fields: Fields, head_dim: int) -> int:
     share = int(head_dim * fields.number("partial_rotary_factor", DEFAULT_ROTARY_FACTOR))
-    rotary_dim = fields.integer("rotary_dim", share, high=MAX_HEAD_DIM)
+    rotary_dim = fields.integer("rotary_dim", high=MAX_HEAD_DIM) if fields.has("rotary_dim") else share
     if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
+        name = fields.key("rotary_dim") if fields.has("rotary_dim") else "partial_rotary_factor"
         raise ConfigError(
-            f"config field {fields.key('rotary_dim')} {rotary_dim} must be even and at most {head_dim}"
+            f"config field {name} rotates {rotary_dim} columns; supported are even numbers to {head_dim}"
         )
     return rotary_dim
 
 
 def _layer_types(fields: Fields, num_layers: int) -> tuple[str, ...]:
     """Of every layer: as listed, or each `full_attention_interval`-th is full."""
-    listed = fields.get("layer_types")
-    if fields.has("recurrent_layers"):
-        listed = [KINDS[not is_recurrent] for is_recurrent in fields.get("recurrent_layers")]
-    if listed is None:
-        interval = fields.integer("full_attention_interval", 4)
-        return tuple(KINDS[(i + 1) % interval == 0] for i in range(num_layers))
-    if not isinstance(listed, list) or len(listed) < num_layers or not set(listed) <= set(KINDS):
-        raise ConfigError(
-            f"config field {fields.key('layer_types')} must have {num_layers} of {', '.join(KINDS)}"
-        )
+    interval = fields.integer("full_attention_interval", 4)
+    listed: Any = [KINDS[(i + 1) % interval == 0] for i in range(num_layers)]
+    name = "recurrent_layers" if fields.has("recurrent_layers") else "layer_types"
+    if fields.has(name):
+        listed = fields.get(name)
+        if name == "recurrent_layers" and isinstance(listed, Iterable):  # of GGUF: booleans
+            listed = [KINDS[not is_recurrent] for is_recurrent in listed]
+    if not isinstance(listed, list) or len(listed) < num_layers or any(kind not in KINDS for kind in listed):
+        raise ConfigError(f"config field {fields.key(name)} must have {num_layers} of {', '.join(KINDS)}")
     return tuple(listed[:num_layers])
