@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NoReturn
@@ -27,6 +27,7 @@ from jinn.server import errors
 from jinn.server.interfaces import Engine
 from jinn.server.metrics import Metrics
 from jinn.text.choice import Choice, Delta, TokenEntry, echoed_entries
+from jinn.text.message_parser import MessageParser
 from jinn.text.tokenizer import Tokenizer
 from jinn.text.turns import turn_starts
 
@@ -40,7 +41,8 @@ class GenerationRequest:
     """What every API's body becomes. Choice `i` of prompt `p` is choice `p * sampling.n + i` of the answer.
 
     `sampling` has its seed set, and may hold stop strings. `echoes` has the text of each prompt where the
-    choices are to begin with it; with log-probabilities, then, if the sampling asks for any.
+    choices are to begin with it; with log-probabilities, then, if the sampling asks for any. `make_parser`
+    makes what reads a choice as a message; without it a choice is text.
     """
 
     request_id: str
@@ -49,6 +51,7 @@ class GenerationRequest:
     prompts: tuple[tuple[int, ...], ...]
     sampling: SamplingParams
     echoes: tuple[str, ...] | None = None
+    make_parser: Callable[[], MessageParser] | None = None
 
     @classmethod
     def create(
@@ -57,9 +60,10 @@ class GenerationRequest:
         prompts: tuple[tuple[int, ...], ...],
         sampling: SamplingParams,
         echoes: tuple[str, ...] | None = None,
+        make_parser: Callable[[], MessageParser] | None = None,
     ) -> GenerationRequest:
         state = request.state
-        return cls(state.request_id, state.tenant, state.arrived_at, prompts, sampling, echoes)
+        return cls(state.request_id, state.tenant, state.arrived_at, prompts, sampling, echoes, make_parser)
 
 
 @dataclass(slots=True)
@@ -71,6 +75,7 @@ class Usage:
     cached_tokens: int = 0
     draft_tokens: int = 0  # guessed and checked, and
     accepted_tokens: int = 0  # that were right
+    reasoning_tokens: int = 0  # of the completion tokens
 
 
 class ClientGoneError(Exception):
@@ -90,7 +95,13 @@ class Generation:
         num_choices = len(request.prompts) * request.sampling.n
         self._tokenizer = tokenizer
         self._choices = [
-            Choice(index, request.sampling, tokenizer, len(self._echo(index // request.sampling.n)))
+            Choice(
+                index,
+                request.sampling,
+                tokenizer,
+                len(self._echo(index // request.sampling.n)),
+                request.make_parser() if request.make_parser else None,
+            )
             for index in range(num_choices)
         ]
         self._num_unfinished = num_choices
@@ -111,6 +122,7 @@ class Generation:
             cached_tokens=sum(self._cached_tokens),
             draft_tokens=self._num_draft_tokens,
             accepted_tokens=self._num_accepted_tokens,
+            reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self._choices),
         )
 
     def _start(self) -> None:

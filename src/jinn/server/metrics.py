@@ -28,7 +28,7 @@ class Metrics:
             ("model_name", "finished_reason"),
             registry=self.registry,
         )
-        for reason in ("stop", "length", "abort", "error"):
+        for reason in ("stop", "length", "tool_calls", "abort", "error"):
             self._finished.labels(model_name, reason)
         self.time_to_first_token = self._histogram("time_to_first_token", "Arrival to first token.")
         self.inter_token_latency = self._histogram("inter_token_latency", "Between two tokens of a choice.")

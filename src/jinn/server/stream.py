@@ -16,6 +16,7 @@ from jinn.server.middleware import send_error
 from jinn.server.service import Service
 from jinn.server.wire import to_json
 from jinn.text.choice import Delta, TokenEntry
+from jinn.text.message import AssistantMessage
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
@@ -33,11 +34,14 @@ class FoldedChoice:
 
     index: int
     text: str = ""
+    message: AssistantMessage = field(default_factory=AssistantMessage)  # where it is read as one
     entries: list[TokenEntry] = field(default_factory=list)
     finish_reason: str | None = None
 
     def add(self, delta: Delta) -> None:
         self.text += delta.text
+        for part in delta.parts:
+            self.message.add(part)
         self.entries.extend(delta.entries)
         self.finish_reason = delta.finish_reason or self.finish_reason
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from jinn.engine.messages import FinishReason, SamplingParams, TokenLogprobs, TokenOutput
 from jinn.text.detokenizer import Detokenizer, StopStrings
+from jinn.text.message import Part, merge
+from jinn.text.message_parser import MessageParser
 from jinn.text.tokenizer import Tokenizer
 
 
@@ -23,26 +25,38 @@ class TokenEntry:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What a choice gained since its last delta. The last one carries `finish_reason`."""
+    """What a choice gained since its last delta. The last one carries `finish_reason`.
+
+    `text` is as generated; `parts` is what it adds to the message, where the choice is read as one.
+    """
 
     index: int
     text: str
     entries: tuple[TokenEntry, ...] = ()
-    finish_reason: str | None = None  # stop | length
+    finish_reason: str | None = None  # stop | length | tool_calls
+    parts: tuple[Part, ...] = ()
 
 
 class Choice:
     """Text of half a character, or that may begin a stop string, is held back until it is decided."""
 
     def __init__(
-        self, index: int, sampling: SamplingParams, tokenizer: Tokenizer, text_offset: int = 0
+        self,
+        index: int,
+        sampling: SamplingParams,
+        tokenizer: Tokenizer,
+        text_offset: int = 0,
+        parser: MessageParser | None = None,
     ) -> None:
         """`text_offset` is the length of what the choice begins with before its first token."""
         self.index = index
         self.num_tokens = 0
+        self.num_reasoning_tokens = 0
         self.is_finished = False
         self._min_tokens = sampling.min_tokens
-        self._detokenizer = Detokenizer(tokenizer)
+        self._parser = parser
+        self._parts: list[Part] = []
+        self._detokenizer = Detokenizer(tokenizer, shown=parser.control_texts if parser else ())
         self._stop = StopStrings(sampling.stop) if sampling.stop else None
         self._entries: deque[TokenEntry] = deque()
         self._num_decoded = text_offset  # characters
@@ -63,13 +77,26 @@ class Choice:
             if position < num_text_ids:
                 if output.logprobs:
                     self._entries.append(TokenEntry(token_id, self._num_decoded, output.logprobs[position]))
-                text += self._decide(self._detokenizer.push((token_id,)))
-                if self.is_stopped_by_text:
+                text += self._read(self._decide(self._detokenizer.push((token_id,))))
+                if self.is_stopped_by_text or (self._parser and self._parser.is_finished):
                     return self._finish(text, FinishReason.STOP)
         if reason is not None:
-            return self._finish(text + self._flush(), reason)
+            return self._finish(text + self._read(self._flush()), reason)
         entries = self._decided_entries(len(text))
-        return Delta(self.index, text, entries) if text or entries else None
+        return Delta(self.index, text, entries, parts=self._take_parts()) if text or entries else None
+
+    def _read(self, text: str) -> str:
+        """Pass decided text on to the parser. Returns it."""
+        if self._parser is not None:
+            was_reasoning = self._parser.is_reasoning
+            self._parts += self._parser.push(text)
+            if was_reasoning or self._parser.is_reasoning:
+                self.num_reasoning_tokens = self.num_tokens
+        return text
+
+    def _take_parts(self) -> tuple[Part, ...]:
+        parts, self._parts = merge(self._parts), []
+        return tuple(parts)
 
     def _decide(self, text: str) -> str:
         """The part of the held and the new text that is surely not part of a stop string."""
@@ -89,7 +116,11 @@ class Choice:
             reason = FinishReason.STOP
         else:
             entries += tuple(self._entries)
-        return Delta(self.index, text, entries, reason.value)
+        if self._parser is not None:
+            self._parts += self._parser.flush()
+        has_called = self._parser is not None and self._parser.num_calls > 0
+        finish_reason = "tool_calls" if has_called and reason is FinishReason.STOP else reason.value
+        return Delta(self.index, text, entries, finish_reason, self._take_parts())
 
     def _decided_entries(self, num_characters: int) -> tuple[TokenEntry, ...]:
         """The tokens that begin within the emitted text."""

@@ -12,11 +12,15 @@ from jinn.text.tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """Gives each code point once its last byte has come; all it gives, joined, is `decode` of all ids."""
+    """Gives each code point once its last byte has come; all it gives, joined, is `decode` of all ids.
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+    With `skip_special` it leaves control tokens out, but for `shown`, which are named by their text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True, shown: Iterable[str] = ()) -> None:
         self._token_bytes = tokenizer.token_bytes
-        self._skipped_ids = tokenizer.special_ids if skip_special else frozenset()
+        shown_ids = {tokenizer.added_tokens[text].id for text in shown if text in tokenizer.added_tokens}
+        self._skipped_ids = tokenizer.special_ids - shown_ids if skip_special else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_ids: Iterable[int]) -> str:

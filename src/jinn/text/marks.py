@@ -35,7 +35,7 @@ class Marker:
     def __init__(
         self, added_tokens: Mapping[str, AddedToken], words: frozenset[str], conversation: object
     ) -> None:
-        self._char = _free_char(conversation)
+        self._char, self._end = _free_chars(conversation)
         self._words = words
         control = (text for text, token in added_tokens.items() if token.kind is TokenKind.CONTROL)
         self._any = _spellings(tuple(added_tokens))
@@ -54,9 +54,23 @@ class Marker:
         marked: dict[str, Any] = _map_texts(message, mark_text)
         return {**marked, "role": self._any.mark_whole(message["role"], self._char)}
 
+    def mark_end(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The marked message, with a mark of its own and a space at the end of its content, for `cut`."""
+        return {**message, "content": f"{message['content']}{self._end} "}
+
+    def cut(self, text: str) -> str | None:
+        """The text up to the mark at a message's end; None where it was lost.
+
+        Where the space behind it was trimmed, so is the white space before it, as in transformers.
+        """
+        before, mark, after = text.rpartition(self._end)
+        if not mark:
+            return None
+        return before if after.startswith(" ") else before.rstrip()
+
     def strip(self, text: str) -> str:
         """The text without marks."""
-        return text.replace(self._char, "")
+        return text.replace(self._char, "").replace(self._end, "")
 
     def _mark_text(self, text: str) -> str:
         return self._mark_edges(self._any.mark_whole(text, self._char), self._any)
@@ -142,9 +156,10 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _free_char(conversation: object) -> str:
+def _free_chars(conversation: object) -> tuple[str, str]:
     used: set[str] = set().union(*_texts(conversation))
-    free = next((chr(code) for code in _CANDIDATES if chr(code) not in used), None)
-    if free is None:
-        raise ValueError("the conversation holds every private and reserved code point")
-    return free
+    free = (char for char in map(chr, _CANDIDATES) if char not in used)
+    try:
+        return next(free), next(free)
+    except StopIteration:
+        raise ValueError("the conversation holds every private and reserved code point") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jinn.text.message import ContentDelta, Part, merge
+from jinn.text.message import ContentDelta, Part
 from jinn.text.reasoning import ReasoningParser
 from jinn.text.tools import ToolParser
 
@@ -35,17 +35,15 @@ class MessageParser:
         return self._tools is not None and self._tools.is_finished
 
     def push(self, text: str) -> list[Part]:
-        """What `text` completes. Neighbours of one kind are one part."""
-        if not text:
-            return []
-        return merge(
-            self._answer([ContentDelta(text)] if self._reasoning is None else self._reasoning.push(text))
-        )
+        """What `text` completes."""
+        if self._reasoning is None:
+            return self._answer([ContentDelta(text)] if text else [])
+        return self._answer(self._reasoning.push(text))
 
     def flush(self) -> list[Part]:
         """What was held back, at the end of the output."""
         parts = self._answer([] if self._reasoning is None else self._reasoning.flush())
-        return merge(parts if self._tools is None else [*parts, *self._tools.flush()])
+        return parts if self._tools is None else [*parts, *self._tools.flush()]
 
     def _answer(self, parts: list[Part]) -> list[Part]:
         """The parts with their content split into content and calls."""

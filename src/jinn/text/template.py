@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 
+from jinn.text.allowance import AllowanceError
+from jinn.text.conversation import (
+    Messages,
+    plain_messages,
+    with_content,
+    with_one_system_message,
+    with_parsed_arguments,
+)
 from jinn.text.marks import Marker
 from jinn.text.sandbox import MAX_SOURCE_CHARS, Sandbox
 from jinn.text.tokenizer import Tokenizer
-
-Messages = Sequence[Mapping[str, Any]]
 
 _FILE_NAME = "<template>"  # jinja's name for a source without a file
 _MAX_REASON_CHARS = 300
@@ -27,6 +32,10 @@ _REPR = re.compile(r"<[^<>]* at 0x[0-9a-f]+>|<(?:class|built-in|Macro|LoopContex
 
 class TemplateError(ValueError):
     """A chat template is missing, is no template, or does not take these messages."""
+
+
+class TemplateWorkError(TemplateError):
+    """A chat template does more work than its messages allow."""
 
 
 class ChatTemplate:
@@ -66,6 +75,31 @@ class ChatTemplate:
         if isinstance(source, list):
             source = {entry["name"]: entry["template"] for entry in source}
         return None if source is None else cls(source)
+
+    @functools.cached_property
+    def text(self) -> str:
+        """The sources, one after the other."""
+        return "\n".join(self._sources.values())
+
+    @functools.cached_property
+    def variables(self) -> frozenset[str]:
+        """The names that the templates read and do not set themselves: what `kwargs` may give."""
+        names: set[str] = set()
+        for source in self._sources.values():
+            names |= meta.find_undeclared_variables(_sandbox().parse(source))
+        return frozenset(names - _sandbox().globals.keys())
+
+    @functools.cached_property
+    def takes_text_arguments(self) -> bool:
+        """Whether the arguments of a call may be JSON text; else they must be an object."""
+        arguments = '{"jinn": "probe"}'
+        call = {"id": "0", "type": "function", "function": {"name": "probe", "arguments": arguments}}
+        calling = {"role": "assistant", "tool_calls": [call]}
+        conversation: Messages = [{"role": "user", "content": "probe"}, calling]
+        try:
+            return arguments in _render_any(self.render, conversation)
+        except TemplateError:
+            return False
 
     @functools.cached_property
     def words(self) -> frozenset[str]:
@@ -110,6 +144,7 @@ def encode_chat(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
     **kwargs: Any,
 ) -> list[int]:
     """The conversation as token ids, in which every control token is the template's own.
@@ -118,17 +153,27 @@ def encode_chat(
     messages may use the tokens that are text themselves (`<think>`, `<tool_call>`). For other conversations
     these are the ids of transformers' `apply_chat_template(tokenize=True)`.
 
+    With `continue_final_message` the ids end within the last message, for the model to go on with it. Where
+    the template does not take the conversation as it is, system messages are merged into the first, and
+    arguments of calls change between text and object; see conversation.py.
+
     Raises ValueError naming the field where a message is malformed, TemplateError as `ChatTemplate.render`.
     """
     if template is None:
         raise TemplateError("this model has no chat template; give one with --chat-template")
     try:
+        plain = plain_messages(messages)
+        if any("tool_calls" in message for message in plain) and not template.takes_text_arguments:
+            plain = with_parsed_arguments(plain)
+        if continue_final_message and not (plain[-1]["role"] == "assistant" and plain[-1].get("content")):
+            raise ValueError("the last message is not the assistant's, or has no content to continue")
         return _encode_marked(
             tokenizer,
             template,
-            plain_messages(messages),
+            plain,
             {**kwargs, "tools": tools},
-            add_generation_prompt=add_generation_prompt,
+            add_generation_prompt=add_generation_prompt and not continue_final_message,
+            is_continued=continue_final_message,
         )
     except RecursionError:
         raise ValueError("messages or tools nest too deeply") from None
@@ -141,70 +186,61 @@ def _encode_marked(
     variables: dict[str, Any],
     *,
     add_generation_prompt: bool,
+    is_continued: bool,
 ) -> list[int]:
     marker = Marker(tokenizer.added_tokens, template.words, (messages, variables))
-    render = functools.partial(
-        template.render,
-        add_generation_prompt=add_generation_prompt,
-        bos_token=_token_text(tokenizer, tokenizer.bos_token_id),
-        eos_token=_token_text(tokenizer, next(iter(tokenizer.eos_token_ids), None)),
-        **{name: marker.mark(value) for name, value in variables.items()},
-    )
+    fixed = {name: marker.mark(value) for name, value in variables.items()}
+
+    def render(messages: Messages) -> str:
+        marked = [marker.mark_message(message) for message in messages]
+        if is_continued:
+            marked[-1] = marker.mark_end(marked[-1])
+        return template.render(
+            marked,
+            add_generation_prompt=add_generation_prompt,
+            bos_token=_token_text(tokenizer, tokenizer.bos_token_id),
+            eos_token=_token_text(tokenizer, next(iter(tokenizer.eos_token_ids), None)),
+            **fixed,
+        )
+
     try:
-        rendered = _render_any(render, [marker.mark_message(message) for message in messages])
+        rendered = _render_any(render, messages)
     except TemplateError as error:  # it may quote what was marked
-        raise TemplateError(marker.strip(str(error))) from None
+        raise type(error)(marker.strip(str(error))) from None
+    if is_continued:
+        continued = marker.cut(rendered)
+        if continued is None:
+            raise TemplateError("chat template: it does not show the end of the message to continue")
+        rendered = continued
     spans = [marker.strip(span) if isinstance(span, str) else span for span in tokenizer.split(rendered)]
     return tokenizer.encode_spans(spans)
 
 
-def _render_any(render: Callable[[Messages], str], messages: list[dict[str, Any]]) -> str:
-    """Render; where a message has no content (only tool calls) and the template fails, try null, then ""."""
-    try:
-        return render(messages)
-    except TemplateError:
-        if all("content" in message for message in messages):
-            raise
-        for content in (None, ""):
-            with contextlib.suppress(TemplateError):
-                return render([{"content": content, **message} for message in messages])
-        raise
+def _render_any(render: Callable[[Messages], str], messages: Messages) -> str:
+    """Render; where the template refuses, try other forms of the same conversation.
 
-
-def plain_messages(messages: Messages) -> list[dict[str, Any]]:
-    """Messages as templates expect them: content one string, no null fields, reasoning under its usual name.
-
-    Raises ValueError naming the field.
+    A message that only calls may have no content, null or "", and system messages may be merged into one.
+    Raises what the conversation as it is raised.
     """
-    if not messages:
-        raise ValueError("messages is empty")
-    plain = []
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise ValueError(f"messages[{index}] is not an object with a role")
-        fields = {name: value for name, value in message.items() if value is not None}
-        if "content" in fields:
-            fields["content"] = _content_text(fields["content"], f"messages[{index}].content")
-        if "reasoning" in fields:
-            fields.setdefault("reasoning_content", fields["reasoning"])
-        plain.append(fields)
-    return plain
+    refusal: TemplateError | None = None
+    for form in _forms(messages):
+        try:
+            return render(form)
+        except TemplateWorkError:
+            raise
+        except TemplateError as error:
+            refusal = refusal or error
+    raise refusal or TemplateError("there is nothing to render")
 
 
-def _content_text(content: Any, field: str) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, Sequence):
-        raise ValueError(f"{field} must be a string or a list of parts")
-    texts = []
-    for index, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind != "text":
-            raise ValueError(f"{field}[{index}].type {kind!r} is not supported; supported: 'text'")
-        if not isinstance(part.get("text"), str):
-            raise ValueError(f"{field}[{index}].text must be a string")
-        texts.append(part["text"])
-    return "".join(texts)
+def _forms(messages: Messages) -> Iterator[Messages]:
+    for form in (messages, with_one_system_message(messages)):
+        if form is None:
+            return
+        yield form
+        if any("content" not in message for message in form):
+            yield with_content(form, None)
+            yield with_content(form, "")
 
 
 @functools.cache
@@ -231,9 +267,10 @@ def _compile(source: str) -> jinja2.Template:
 
 
 def _failure(error: Exception) -> TemplateError:
+    kind = TemplateWorkError if isinstance(error, AllowanceError) else TemplateError
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == _FILE_NAME]
     place = f", line {lines[-1]}" if lines else ""
-    return TemplateError(f"chat template{place}: {_reason(error)}")
+    return kind(f"chat template{place}: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:
