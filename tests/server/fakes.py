@@ -46,7 +46,7 @@ class ByteTokenizer:
         return bytes([token_id]) if token_id < EOS else b""
 
 
-def encode_chat(messages: Sequence[Mapping[str, str]]) -> list[int]:
+def encode_chat(messages: Sequence[Mapping[str, str]], **variables: object) -> list[int]:
     if messages[0]["content"] == "refuse":
         raise ValueError("the template does not take this conversation")
     return list("".join(f"{m['role']}:{m['content']}\n" for m in messages).encode())

@@ -325,7 +325,8 @@ async def test_openapi(client: httpx.AsyncClient, app: App) -> None:
     schemas = document["components"]["schemas"]
     chat = schemas["ChatRequest"]["properties"]
     assert chat["n"]["maximum"] == 128
-    assert chat["tools"]["enum"] == [None, []]
+    assert chat["tools"]["maxItems"] == 128
+    assert chat["functions"]["enum"] == [None, []]
     assert "description" in chat["user"]
     operation = document["paths"][CHAT]["post"]
     assert operation["security"] == [{"key": []}]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import typer.main
@@ -45,8 +45,11 @@ def implemented(model: type[BaseModel]) -> list[tuple[str, ...]]:
 
 
 def takes(name: str, annotation: Any) -> str:
-    if annotation is bool:
+    if annotation is bool or annotation == (bool | None):
         return "`true`, `false`"
+    for part in get_args(annotation):
+        if get_origin(part) is Literal:
+            return ", ".join(f"`{json.dumps(value)}`" for value in get_args(part))
     limit = LIMITS.get("n" if name == "best_of" else name)
     if limit is None:
         return "an object"

@@ -83,8 +83,8 @@ async def test_models(openai_client: openai.AsyncOpenAI) -> None:
 async def test_errors(openai_client: openai.AsyncOpenAI, engine: FakeEngine) -> None:
     create = openai_client.chat.completions.create
     with pytest.raises(openai.BadRequestError) as bad:
-        await create(model="default", messages=MESSAGES, tools=[{"type": "function"}])
-    assert (bad.value.param, bad.value.code) == ("tools", "unsupported_parameter")
+        await create(model="default", messages=MESSAGES, functions=[{"name": "f"}])
+    assert (bad.value.param, bad.value.code) == ("functions", "unsupported_parameter")
     with pytest.raises(openai.NotFoundError) as missing:
         await create(model="gpt-4o", messages=MESSAGES)
     assert missing.value.code == "model_not_found"

@@ -28,16 +28,14 @@ from jinn.server.schemas import (
 OPENAI_CHAT = {
     "implemented": (
         "messages model frequency_penalty logit_bias logprobs max_completion_tokens max_tokens n "
-        "presence_penalty seed stop stream stream_options temperature top_logprobs top_p"
+        "parallel_tool_calls presence_penalty reasoning_effort seed stop stream stream_options temperature "
+        "tool_choice tools top_logprobs top_p"
     ),
     "accepted": (
-        "metadata parallel_tool_calls prediction prompt_cache_key prompt_cache_retention safety_identifier "
+        "metadata prediction prompt_cache_key prompt_cache_retention safety_identifier "
         "service_tier store user"
     ),
-    "refused": (
-        "audio function_call functions modalities reasoning_effort response_format tool_choice tools "
-        "verbosity web_search_options"
-    ),
+    "refused": ("audio function_call functions modalities response_format verbosity web_search_options"),
 }
 OPENAI_COMPLETION = {
     "implemented": (
@@ -55,6 +53,10 @@ def chat(ignored: list[str] | None = None, **fields: Any) -> ChatRequest:
 
 def completion(**fields: Any) -> CompletionRequest:
     return parse_completion({"prompt": "Hi", **fields}, None)
+
+
+def tool(name: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **fields}}
 
 
 def refusal(parse: Any, **fields: Any) -> APIError:
@@ -175,7 +177,32 @@ def test_number_limits(parse: Any, name: str) -> None:
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content[0]"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool"}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].function"),
+        ({"tools": [{"type": "browser"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tools": [tool("f", strict=True)]}, "tools[0].function.strict"),
+        ({"tools": [tool("f", parameters={"type": "array"})]}, "tools[0].function.parameters"),
+        ({"tools": [tool("f"), tool("g"), tool("f")]}, "tools[2].function.name"),
+        ({"tools": [tool("f")] * 129}, "tools"),
+        ({"tools": [tool("f")], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [tool("f")], "tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"reasoning_effort": "extreme"}, "reasoning_effort"),
+        ({"thinking_budget": -1}, "thinking_budget"),
+        ({"chat_template_kwargs": {"a": [1]}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"a.b": 1}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"a": "x" * 1025}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {f"a{i}": i for i in range(17)}}, "chat_template_kwargs"),
+        ({"continue_final_message": True}, "messages[0]"),
+        (
+            {
+                "messages": [{"role": "assistant", "content": "x"}],
+                "continue_final_message": True,
+                "add_generation_prompt": True,
+            },
+            "continue_final_message",
+        ),
         ({"messages": [{"role": "user", "content": "x", "name": ""}]}, "messages[0].name"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
@@ -313,7 +340,30 @@ def test_messages_for_the_template() -> None:
         ]
     )
     assert [message.for_template() for message in request.messages] == [
-        {"role": "system", "content": "a"},
+        {"role": "developer", "content": "a"},
         {"role": "user", "content": "bc", "name": "Bo"},
         {"role": "assistant", "content": "", "reasoning_content": "d"},
     ]
+
+
+def test_calls_for_the_template() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{"}}
+    replayed = {**call, "index": 0, "function": {**call["function"], "parsed_arguments": None}}
+    request = chat(
+        messages=[
+            {"role": "assistant", "tool_calls": [replayed, {"function": {"name": "g"}}], "parsed": None},
+            {"role": "tool", "tool_call_id": "1", "content": "x"},
+        ]
+    )
+    empty = {"id": "", "type": "function", "function": {"name": "g", "arguments": ""}}
+    assert [message.for_template() for message in request.messages] == [
+        {"role": "assistant", "content": "", "tool_calls": [call, empty]},
+        {"role": "tool", "content": "x", "tool_call_id": "1"},
+    ]
+
+
+def test_tools_for_the_template() -> None:
+    given = tool("f", description="d", parameters={"type": "object"}, strict=False)
+    (shown,) = chat(tools=[given], tool_choice="auto").turn().tools
+    assert shown == tool("f", description="d", parameters={"type": "object"})
+    assert not chat(tools=[given], tool_choice="none").turn().tools

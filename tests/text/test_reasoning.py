@@ -18,7 +18,7 @@ from jinn.text.message_parser import MessageParser
 from jinn.text.reasoning import ReasoningFormat, ReasoningParser, find_reasoning_format
 from jinn.text.tools import TOOL_FORMATS, ToolParser
 
-THINK = ReasoningFormat("<think>", "</think>", "\n</think>\n\n")
+THINK = ReasoningFormat("<think>", "</think>", "\n</think>")
 
 
 def fold(pieces: list[str], *, is_open: bool = False, has_tools: bool = False) -> AssistantMessage:

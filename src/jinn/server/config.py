@@ -5,9 +5,12 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Literal, get_args
 
 from jinn.logs import LogLevel
+
+ToolFormatName = Literal["auto", "none", "hermes", "qwen_xml", "deepseek_v3", "deepseek_v31"]
+ReasoningField = Literal["reasoning_content", "reasoning", "both"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class ServerConfig:
     model_memory: int | None = None  # bytes that the models in memory may take together
     idle_seconds: float | None = None  # after which an unused model of several is unloaded
     max_queue: int = 1024  # requests beyond those that run; more get 429
+    tool_format: ToolFormatName = "auto"  # how the model writes calls; auto: as its chat template shows
+    reasoning_field: ReasoningField = "reasoning_content"  # that holds thoughts in answers
 
     def __post_init__(self) -> None:
         if not isinstance(self.port, int) or not 0 <= self.port <= 65535:
@@ -46,10 +51,9 @@ class ServerConfig:
             raise ValueError("api_key must be ASCII, not empty, and must not begin or end with a space")
         if self.served_model_name is not None and not 1 <= len(self.served_model_name) <= 256:
             raise ValueError("served_model_name must have 1 to 256 characters")
-        if self.log_level not in get_args(LogLevel):
-            raise ValueError(
-                f"log_level must be one of {', '.join(get_args(LogLevel))}, not {self.log_level}"
-            )
+        _check_choice("log_level", self.log_level, get_args(LogLevel))
+        _check_choice("tool_format", self.tool_format, get_args(ToolFormatName))
+        _check_choice("reasoning_field", self.reasoning_field, get_args(ReasoningField))
         if not 0 <= self.drain_seconds <= 86_400:
             raise ValueError(f"drain_seconds must be between 0 and 86400, not {self.drain_seconds}")
         if (self.tls_certificate is None) != (self.tls_key is None):
@@ -71,11 +75,23 @@ class ServerConfig:
         return self.api_key is not None or self.api_keys is not None
 
     @property
+    def reasoning_fields(self) -> tuple[str, ...]:
+        """The names under which answers hold thoughts."""
+        return (
+            ("reasoning_content", "reasoning") if self.reasoning_field == "both" else (self.reasoning_field,)
+        )
+
+    @property
     def hosts(self) -> frozenset[str]:
         """The values of Host that are answered, in lower case; `*` is any."""
         if self.allowed_hosts:
             return frozenset(host.lower() for host in self.allowed_hosts)
         return frozenset({"*"} if self.has_keys else {"localhost", "127.0.0.1", "[::1]", self.host.lower()})
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value}")
 
 
 def is_loopback(host: str) -> bool:

@@ -31,7 +31,6 @@ ACCEPTED: dict[str, str] = {
     "prompt_cache_key": "prompts are matched by content",
     "prompt_cache_retention": "prompts are kept while there is room",
     "prediction": "could only make the answer come sooner",
-    "parallel_tool_calls": "says nothing without tools",
 }
 
 ACCEPTED_READING = {"user": ACCEPTED["user"]}  # by APIs that generate nothing
@@ -64,22 +63,14 @@ _REFUSED_EVERYWHERE: dict[str, tuple[Any, ...]] = {
 
 REFUSED_CHAT: dict[str, tuple[Any, ...]] = {
     **_REFUSED_EVERYWHERE,
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "audio": (),
     "modalities": (["text"],),
     "web_search_options": (),
-    "reasoning_effort": (),
     "reasoning": (),
-    "thinking_budget": (),
-    "enable_thinking": (),
     "verbosity": ("medium",),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
     "documents": ([],),
     "echo": (False,),
 }
@@ -87,14 +78,15 @@ REFUSED_CHAT: dict[str, tuple[Any, ...]] = {
 REFUSED_COMPLETION: dict[str, tuple[Any, ...]] = {**_REFUSED_EVERYWHERE}
 
 REFUSED_MESSAGE: dict[str, tuple[Any, ...]] = {
-    "tool_calls": ([],),
     "function_call": (),
-    "tool_call_id": (),
     "audio": (),
     "refusal": ("",),
 }
 
-ACCEPTED_MESSAGE: dict[str, str] = {"annotations": "citations of an earlier answer"}
+ACCEPTED_MESSAGE: dict[str, str] = {
+    "annotations": "citations of an earlier answer",
+    "parsed": "what a client read from the content",
+}
 
 
 def take_implemented(

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 FinishReason = Literal["stop", "length"]
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class _Closed(BaseModel):
@@ -74,17 +75,31 @@ class ChatLogprobs(_Closed):
     refusal: None
 
 
+class Function(_Closed):
+    name: str
+    arguments: str
+
+
+class ToolCall(_Closed):
+    id: str
+    type: Literal["function"]
+    function: Function
+
+
 class AnswerMessage(_Closed):
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(_Closed):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
 
 
 class _Answer(_Closed):
@@ -101,17 +116,32 @@ class ChatCompletion(_Answer):
     seed: int
 
 
+class FunctionDelta(_Closed):
+    name: str | None = None  # with the first delta of the call only, as are `id` and `type`
+    arguments: str
+
+
+class ToolCallDelta(_Closed):
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class MessageDelta(_Closed):
     role: Literal["assistant"] | None = None
     content: str | None = None
     refusal: None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(_Closed):
     index: int
     delta: MessageDelta
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
 
 
 class ChatCompletionChunk(_Answer):

@@ -34,6 +34,7 @@ from jinn.server.parameters import (
     Columns,
     take_implemented,
 )
+from jinn.server.turns import TurnRequest
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -94,6 +95,9 @@ StopStringList = Annotated[
     list[StopString],
     BeforeValidator(listed, json_schema_input_type=StopString | list[StopString]),
 ]
+
+
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:/-]{1,128}$")]
 
 
 class Strict(BaseModel):
@@ -195,11 +199,27 @@ Content = Annotated[
 ]
 
 
+class FunctionCall(Strict):
+    name: FunctionName
+    arguments: str | dict[str, Any] = Field("", description="JSON; other text is passed on as it is.")
+    parsed_arguments: Any = Field(None, description="Not read: what a client made of them.")
+
+
+class ToolCall(Strict):
+    function: FunctionCall
+    id: str = limited("tool_call_id", "Results name it.", "")
+    type: Literal["function"] = "function"
+    index: int | None = Field(None, description="Not read: calls stand in order.")
+
+
 class Message(Strict):
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content = ""
     name: str | None = limited("name", "Given to the chat template.")
-    reasoning_content: str | None = None
+    reasoning_content: str | None = Field(None, description="The thoughts of an earlier answer.")
+    reasoning: str | None = Field(None, description="The same, by its other name.")
+    tool_calls: list[ToolCall] = limited("tool_calls", "Calls of an earlier answer.", [])
+    tool_call_id: str | None = limited("tool_call_id", "The call that a tool message answers.")
 
     @property
     def text(self) -> str:
@@ -207,14 +227,51 @@ class Message(Strict):
             return self.content
         return "".join(part.text for part in self.content)
 
-    def for_template(self) -> dict[str, str]:
-        """As chat templates know it: `developer` is `system`, and the parts of a text are one text."""
-        message = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
-        if self.name is not None:
-            message["name"] = self.name
-        if self.reasoning_content is not None:
-            message["reasoning_content"] = self.reasoning_content
-        return message
+    def for_template(self) -> dict[str, Any]:
+        """With the parts of a text as one text, and without what is not set."""
+        fields = ("name", "reasoning_content", "reasoning", "tool_call_id")
+        message = {name: value for name in fields if (value := getattr(self, name)) is not None}
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": call.type,
+                    "function": {"name": call.function.name, "arguments": call.function.arguments},
+                }
+                for call in self.tool_calls
+            ]
+        return {"role": self.role, "content": self.text, **message}
+
+
+class FunctionDefinition(Strict):
+    name: FunctionName
+    description: str | None = limited("tools.description", "Shown to the model.")
+    parameters: dict[str, Any] | None = Field(None, description="JSON schema of the arguments, an object.")
+    strict: Literal[False] | None = Field(None, description="Not supported yet.")
+
+
+class FunctionTool(Strict):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+    def definition(self) -> dict[str, Any]:
+        """As chat templates show it."""
+        return self.model_dump(exclude_none=True, exclude={"function": {"strict"}})
+
+
+def _check_template_kwargs(value: Any) -> Any:
+    limit = LIMITS["chat_template_kwargs.value"]
+    for name, item in value.items() if isinstance(value, dict) else ():
+        if not name.isidentifier():
+            raise ValueError("Every key should be the name of a variable")
+        if not isinstance(item, str | int | float | None):
+            raise ValueError(f"{name} should be a string, a number, true, false or null")
+        if isinstance(item, str) and len(item) > limit.maximum:
+            raise ValueError(f"{name} should have at most {limit.maximum} characters")
+    return value
+
+
+TemplateKwargs = Annotated[dict[str, Any], BeforeValidator(_check_template_kwargs)]
 
 
 class ChatRequest(SamplingFields):
@@ -222,6 +279,21 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: int | None = limited("max_completion_tokens", "Wins over max_tokens.")
     logprobs: bool = Field(False, description="Tell each token's log-probability.")
     top_logprobs: int = limited("top_logprobs", "Alternatives per token; needs logprobs.", 0)
+    tools: list[FunctionTool] = limited("tools", "Functions that the model may call.", [])
+    tool_choice: Literal["none", "auto"] | None = Field(None, description="none: no tool is offered.")
+    parallel_tool_calls: bool = Field(True, description="false: the answer ends with its first call.")
+    enable_thinking: bool | None = Field(None, description="Whether the model thinks before it answers.")
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = Field(
+        None, description="none: no thinking; minimal, low, medium: at most 256, 1024, 4096 tokens of it."
+    )
+    thinking_budget: int | None = limited(
+        "thinking_budget", "Most tokens to think, before reasoning_effort's."
+    )
+    chat_template_kwargs: TemplateKwargs = limited(
+        "chat_template_kwargs", "Further variables of the chat template.", {}
+    )
+    add_generation_prompt: bool = Field(True, description="End the prompt where the assistant's turn begins.")
+    continue_final_message: bool = Field(False, description="Go on with the last message, the assistant's.")
 
     def check(self) -> None:
         if self.max_completion_tokens is not None:
@@ -229,6 +301,45 @@ class ChatRequest(SamplingFields):
         super().check()
         if self.top_logprobs and not self.logprobs:
             raise errors.invalid_value("top_logprobs", "'top_logprobs' is only allowed with 'logprobs'.")
+        self._check_tools()
+        self._check_continuation()
+
+    def _check_tools(self) -> None:
+        names: set[str] = set()
+        for index, tool in enumerate(self.tools):
+            path, function = f"tools[{index}].function", tool.function
+            if function.name in names:
+                raise errors.invalid_value(f"{path}.name", f"'{path}.name' is the name of an earlier tool.")
+            if (function.parameters or {}).get("type", "object") != "object":
+                raise errors.invalid_value(
+                    f"{path}.parameters", f"'{path}.parameters' must describe an object."
+                )
+            names.add(function.name)
+
+    def _check_continuation(self) -> None:
+        if not self.continue_final_message:
+            return
+        if "add_generation_prompt" in self.model_fields_set and self.add_generation_prompt:
+            param = "continue_final_message"
+            raise errors.invalid_value(param, f"'{param}' contradicts 'add_generation_prompt'.")
+        path = f"messages[{len(self.messages) - 1}]"
+        if self.messages[-1].role != "assistant" or not self.messages[-1].text:
+            raise errors.invalid_value(path, f"'{path}' is not the assistant's, or has nothing to continue.")
+
+    def turn(self) -> TurnRequest:
+        """What the conversation asks for."""
+        tools = () if self.tool_choice == "none" else tuple(tool.definition() for tool in self.tools)
+        return TurnRequest(
+            messages=[message.for_template() for message in self.messages],
+            tools=tools,
+            parallel_tool_calls=self.parallel_tool_calls,
+            template_kwargs={k: v for k, v in self.chat_template_kwargs.items() if v is not None},
+            enable_thinking=self.enable_thinking,
+            reasoning_effort=self.reasoning_effort,
+            thinking_budget=self.thinking_budget,
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+        )
 
     @property
     def num_logprobs(self) -> int | None:

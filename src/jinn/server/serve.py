@@ -79,6 +79,7 @@ def make_service(
     """A model behind HTTP, with its text side read. Raises ValueError where that is bad."""
     from jinn.frontend import load_frontend
     from jinn.server.service import Service
+    from jinn.text.chat_format import ChatFormat
 
     frontend = load_frontend(engine_config.model, config.chat_template)
     return Service(
@@ -89,6 +90,7 @@ def make_service(
         file_name=Path(engine_config.model).resolve().name,
         sampling_defaults=frontend.sampling_defaults,
         pooling=frontend.pooling,
+        chat_format=ChatFormat.of(frontend.template, config.tool_format),
         card=card,
         start_engine=partial(start_engine, engine_config),
     )

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,13 +21,14 @@ from jinn.server.generation import ClientGoneError, Generation, GenerationReques
 from jinn.server.interfaces import Engine
 from jinn.server.metrics import Metrics
 from jinn.server.reading import Reading, Vectors, cancel_when_gone
+from jinn.text.chat_format import ChatFormat
 from jinn.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("jinn.server")
 
 T = TypeVar("T")
 
-EncodeChat = Callable[[Sequence[Mapping[str, str]]], Sequence[int]]  # ValueError: the template refused
+EncodeChat = Callable[..., Sequence[int]]  # as jinn.text.template.encode_chat, from `messages` on
 
 StartEngine = Callable[[], Awaitable[Engine]]
 
@@ -86,11 +87,13 @@ class Service:
         pooling: Pooling = Pooling.MEAN,
         card: ModelCard | None = None,
         start_engine: StartEngine | None = None,
+        chat_format: ChatFormat | None = None,
     ) -> None:
         self.config = config
         self.engine = engine
         self.tokenizer = tokenizer
         self.encode_chat = encode_chat
+        self.chat_format = chat_format or ChatFormat()
         self.sampling_defaults = sampling_defaults or SamplingParams()
         self.pooling = pooling
         self.card = card or ModelCard.create(config.served_model_name or file_name, file_name)

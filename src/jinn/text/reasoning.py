@@ -32,7 +32,7 @@ def find_reasoning_format(template: str) -> ReasoningFormat | None:
         return None
     # Qwen's templates, and DeepSeek-R1's, put a line break after the tag; DeepSeek-V3.1's does not.
     has_lines = "<think>\n" in template or "<think>\\n" in template
-    return ReasoningFormat("<think>", "</think>", "\n</think>\n\n" if has_lines else "</think>")
+    return ReasoningFormat("<think>", "</think>", "\n</think>" if has_lines else "</think>")
 
 
 class ReasoningParser:

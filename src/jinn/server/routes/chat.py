@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from jinn.engine.messages import SamplingParams
-from jinn.server import errors
 from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
 from jinn.server.generation import GenerationRequest, Usage
@@ -16,8 +16,10 @@ from jinn.server.models import Models
 from jinn.server.schemas import ChatRequest, parse_chat
 from jinn.server.service import Service
 from jinn.server.stream import FoldedChoice, GenerationResponse
+from jinn.server.turns import prepare_turn
 from jinn.server.wire import AnswerHead, TokenBytes, chat_logprobs, to_json, usage_fields
 from jinn.text.choice import Delta, TokenEntry
+from jinn.text.message import AssistantMessage, ContentDelta, Part, ReasoningDelta, ToolCallStart
 
 
 async def create_chat_completion(request: Request) -> Response:
@@ -29,38 +31,33 @@ async def create_chat_completion(request: Request) -> Response:
     service = await models.acquire(request, chat.model)
     ready = service.admit()
     chat.check_vocabulary(ready.vocab_size)
-    prompt_ids = await encode_chat(service, chat)
-    sampling = chat.sampling_params(service.sampling_defaults)
-    service.check_room((prompt_ids,), sampling, "messages")
+    turn = await prepare_turn(service, chat.turn(), chat.sampling_params(service.sampling_defaults))
+    service.check_room((turn.prompt_ids,), turn.sampling, "messages")
     head = AnswerHead.create("chatcmpl", service.card.name, ready.system_fingerprint)
     return GenerationResponse(
         service,
-        GenerationRequest.create(request, (prompt_ids,), sampling),
-        ChatWire(head, chat, sampling, service.tokenizer.token_bytes),
+        GenerationRequest.create(request, (turn.prompt_ids,), turn.sampling, make_parser=turn.make_parser),
+        ChatWire(head, chat, turn.sampling, service.tokenizer.token_bytes, service.config.reasoning_fields),
         is_stream=chat.stream,
         ignored=ignored,
     )
-
-
-async def encode_chat(service: Service, chat: ChatRequest) -> tuple[int, ...]:
-    """The ids of a conversation, ready for the answer. Raises APIError 400 where the template refuses."""
-    messages = [message.for_template() for message in chat.messages]
-    num_characters = sum(len(message["content"]) for message in messages)
-    try:
-        return tuple(await service.run_text(num_characters, service.encode_chat, messages))
-    except ValueError as error:
-        raise errors.invalid_value("messages", f"'messages': {error}") from None
 
 
 class ChatWire:
     """Writes chat completions and their chunks, which are joined from ready-made parts: there are many."""
 
     def __init__(
-        self, head: AnswerHead, chat: ChatRequest, sampling: SamplingParams, token_bytes: TokenBytes
+        self,
+        head: AnswerHead,
+        chat: ChatRequest,
+        sampling: SamplingParams,
+        token_bytes: TokenBytes,
+        reasoning_fields: Sequence[str],
     ) -> None:
         self._head = head
         self._seed = sampling.seed
         self._token_bytes = token_bytes
+        self._reasoning_fields = reasoning_fields
         self._has_logprobs = chat.logprobs
         self._include_usage = chat.include_usage
         self._begin = f"data: {to_json(head.fields('chat.completion.chunk'))[:-1]}"
@@ -72,14 +69,30 @@ class ChatWire:
         if delta.index not in self._started:
             self._started.add(delta.index)
             events = self._event(delta.index, '{"role":"assistant","content":"","refusal":null}')
-        if delta.text or delta.entries:
-            logprobs = to_json(self._logprobs(delta.entries)) if self._has_logprobs else "null"
-            events += self._event(delta.index, f'{{"content":{to_json(delta.text)}}}', logprobs)
+        logprobs = to_json(self._logprobs(delta.entries)) if self._has_logprobs else "null"
+        for part in delta.parts:
+            events += self._event(delta.index, self._part(part), logprobs)
+            logprobs = "null"  # of all of the delta's tokens, once
+        if logprobs != "null" and delta.entries:
+            events += self._event(delta.index, "{}", logprobs)
         if delta.finish_reason:
             events += self._event(
                 delta.index, "{}", finish_reason=f'"{delta.finish_reason}"', seed=f',"seed":{self._seed}'
             )
         return events
+
+    def _part(self, part: Part) -> str:
+        """A chunk's `delta`. Clients append what is repeated, so a call's id, type and name come once."""
+        if isinstance(part, ContentDelta):
+            return f'{{"content":{to_json(part.text)}}}'
+        if isinstance(part, ReasoningDelta):
+            return to_json(dict.fromkeys(self._reasoning_fields, part.text))
+        call: dict[str, Any] = {"index": part.index, "function": {"arguments": ""}}
+        if isinstance(part, ToolCallStart):
+            call |= {"id": part.id, "type": "function", "function": {"name": part.name, "arguments": ""}}
+        else:
+            call["function"]["arguments"] = part.fragment
+        return to_json({"tool_calls": [call]})
 
     def _event(
         self, index: int, delta: str, logprobs: str = "null", finish_reason: str = "null", seed: str = ""
@@ -98,7 +111,7 @@ class ChatWire:
             "choices": [
                 {
                     "index": choice.index,
-                    "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                    "message": self._message(choice.message),
                     "logprobs": self._logprobs(choice.entries),
                     "finish_reason": choice.finish_reason,
                 }
@@ -107,6 +120,23 @@ class ChatWire:
             "usage": usage_fields(usage),
             "seed": self._seed,
         }
+
+    def _message(self, message: AssistantMessage) -> dict[str, Any]:
+        """Content is null where there is none but thoughts or calls."""
+        content = message.content or (None if message.tool_calls or message.reasoning else "")
+        fields: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if message.reasoning:
+            fields |= dict.fromkeys(self._reasoning_fields, message.reasoning)
+        if message.tool_calls:
+            fields["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in message.tool_calls
+            ]
+        return fields
 
     def _logprobs(self, entries: list[TokenEntry] | tuple[TokenEntry, ...]) -> dict[str, Any] | None:
         return chat_logprobs(entries, self._token_bytes) if self._has_logprobs else None

@@ -12,9 +12,9 @@ from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
 from jinn.server.models import Models
 from jinn.server.parameters import ACCEPTED_READING, Columns, take_implemented
-from jinn.server.routes.chat import encode_chat
 from jinn.server.schemas import Strict, TokenIdList, check_token_ids, limited, parse_chat, validate
 from jinn.server.service import Service
+from jinn.server.turns import prepare_turn
 from jinn.server.wire import token_text
 
 
@@ -49,7 +49,8 @@ async def tokenize(request: Request) -> Response:
         chat = parse_chat(body, ignored)
         service = await models.acquire(request, chat.model)
         ready = service.admit()
-        token_ids = list(await encode_chat(service, chat))
+        turn = await prepare_turn(service, chat.turn(), service.sampling_defaults)
+        token_ids = list(turn.prompt_ids)
     else:
         text = validate(TokenizeRequest, take_implemented(body, TOKENIZE_COLUMNS, "", ignored))
         service = await models.acquire(request, text.model)
