@@ -14,6 +14,7 @@ import pytest
 from jinn.engine.messages import ThinkingBudget
 from jinn.server.app import App
 from jinn.server.config import ServerConfig
+from jinn.server.models import Models
 from jinn.server.responses import ChatCompletion, ChatCompletionChunk
 from jinn.server.service import Service
 from jinn.text.chat_format import ChatFormat
@@ -239,7 +240,7 @@ async def test_the_name_of_thoughts_is_a_setting(field: Any, names: set[str], en
     service = Service(config, engine, ThinkingTokenizer(), Template(), file_name="x", chat_format=HYBRID)
     await service.start()
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(App(service)), base_url="http://test"
+        transport=httpx.ASGITransport(App(Models.of(service))), base_url="http://test"
     ) as client:
         says(engine, "<think>Hm.</think>Paris")
         message = (await answer(client))["choices"][0]["message"]

@@ -49,10 +49,13 @@ class ChatFormat:
         """Whether the prompt leaves the model in its thoughts; see `ReasoningFormat.is_open`."""
         if self.reasoning is None:
             return False
+        tags = (self.reasoning.start, self.reasoning.end)
+        tag_ids = {tokenizer.added_tokens[tag].id for tag in tags if tag in tokenizer.added_tokens}
         start = len(prompt_ids)
-        while start and prompt_ids[start - 1] not in tokenizer.special_ids:
+        control_ids = tokenizer.special_ids - tag_ids
+        while start and prompt_ids[start - 1] not in control_ids:
             start -= 1
-        end = tokenizer.decode(prompt_ids[start:])
+        end = tokenizer.decode(prompt_ids[start:], skip_special=False)
         return self.reasoning.is_open(end, is_continued=is_continued)
 
     def parser_factory(

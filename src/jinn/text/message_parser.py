@@ -20,7 +20,10 @@ class MessageParser:
     def __init__(self, reasoning: ReasoningParser | None = None, tools: ToolParser | None = None) -> None:
         self._reasoning = reasoning
         self._tools = tools
-        self.control_texts = () if tools is None else tools.control_texts
+        self.control_texts = (
+            *(() if reasoning is None else reasoning.control_texts),
+            *(() if tools is None else tools.control_texts),
+        )
 
     @property
     def num_calls(self) -> int:

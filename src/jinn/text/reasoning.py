@@ -40,6 +40,10 @@ class ReasoningParser:
 
     Thoughts begin where the prompt opened them (`is_open`), or with a tag at the very start of the output; a
     tag further on is part of the answer.
+
+    Attributes:
+        is_reasoning: what comes next belongs to the thoughts.
+        control_texts: the tags, whose text must be in what is pushed, should they be control tokens.
     """
 
     def __init__(self, format: ReasoningFormat, *, is_open: bool) -> None:  # noqa: A002
@@ -48,6 +52,7 @@ class ReasoningParser:
         self._cursor = Cursor()
         self._running = Running(self._cursor, self._read(is_open=is_open))
         self.is_reasoning = is_open
+        self.control_texts = (format.start, format.end)
 
     def push(self, text: str) -> list[Part]:
         return self._running.push(text)

@@ -14,7 +14,6 @@ from jinn.server.body import read_json_object
 from jinn.server.generation import GenerationRequest, Usage
 from jinn.server.models import Models
 from jinn.server.schemas import ChatRequest, parse_chat
-from jinn.server.service import Service
 from jinn.server.stream import FoldedChoice, GenerationResponse
 from jinn.server.turns import prepare_turn
 from jinn.server.wire import AnswerHead, TokenBytes, chat_logprobs, to_json, usage_fields
