@@ -21,6 +21,8 @@ from jinn.engine.engine import Engine
 from jinn.engine.loading import load_runner
 from jinn.engine.messages import Abort, FinishReason, SamplingParams, Submit, TokenOutput
 from jinn.engine.runner import Runner
+from jinn.engine.scheduler import Chunk
+from jinn.engine.sequence import Sequence as EngineSequence
 
 MAX_STEPS = 20_000
 MAX_CHECKED = 12  # choices of a schedule; the others are their company
@@ -82,6 +84,8 @@ class Schedule:
     max_num_seqs: int
     max_model_len: int
     num_blocks: int  # at least what `max_model_len` takes
+    num_state_slots: int  # for models with recurrent states
+    num_drafts: int  # guessed at random at a time, so nearly all are wrong; 0: none
 
 
 @dataclass
@@ -92,6 +96,7 @@ class Report:
     num_cancelled: int = 0
     num_preemptions: int = 0
     num_cached_tokens: int = 0
+    num_draft_tokens: int = 0
     row_counts: set[int] = field(default_factory=set)
     chunk_sizes: set[int] = field(default_factory=set)
     kernels: set[Kernels] = field(default_factory=set)
@@ -101,6 +106,7 @@ class Report:
         self.num_cancelled += other.num_cancelled
         self.num_preemptions += other.num_preemptions
         self.num_cached_tokens += other.num_cached_tokens
+        self.num_draft_tokens += other.num_draft_tokens
         self.row_counts |= other.row_counts
         self.chunk_sizes |= other.chunk_sizes
         self.kernels |= other.kernels
@@ -118,6 +124,7 @@ def native_model(path: str, sizes: Sizes, cache_memory: int, num_kept: int) -> M
             kv_cache_dtype=kernels.kv_cache_dtype,
             activations=kernels.activations,
             block_size=BLOCK_SIZE,
+            speculative="ngram",
         )
         with patch.dict(os.environ, {"JINN_ISA": kernels.isa}):
             return load_runner(config, lambda loaded, total: None)
@@ -181,7 +188,7 @@ class Oracle:
         sampling = submit.sampling
         single = replace(sampling, n=1, seed=(sampling.seed or 0) + index)
         engine = Engine(self._runner, self._info, self._config)
-        engine.submit(Submit("alone", "alone", submit.prompt_ids, single))
+        engine.submit(replace(submit, request_id="alone", tenant="alone", sampling=single))
         outputs: list[TokenOutput] = []
         while engine.has_work:
             outputs += engine.step().outputs
@@ -189,13 +196,38 @@ class Oracle:
 
 
 class SmallerCache:
-    """A runner of which only the first blocks are used."""
+    """A runner of which only the first blocks, and the first slots, are used."""
 
-    def __init__(self, runner: Runner, num_blocks: int) -> None:
+    def __init__(self, runner: Runner, num_blocks: int, num_state_slots: int) -> None:
         if num_blocks > runner.num_blocks:
             raise ValueError(f"the runner has {runner.num_blocks} blocks, not {num_blocks}")
         self.vocab_size, self.num_blocks, self.block_size = runner.vocab_size, num_blocks, runner.block_size
+        self.num_state_slots = min(runner.num_state_slots, num_state_slots)
         self.step, self.logits, self.copy_block = runner.step, runner.logits, runner.copy_block
+        self.copy_state, self.predict, self.last_hidden = (
+            runner.copy_state,
+            runner.predict,
+            runner.last_hidden,
+        )
+        self.hidden_states = runner.hidden_states
+
+
+class RandomDrafter:
+    """Guesses that know nothing."""
+
+    def __init__(self, num_tokens: int, vocab_size: int) -> None:
+        self._num_tokens, self._vocab_size = num_tokens, vocab_size
+        self._rng = Random(0)
+
+    def draft(self, chunks: Sequence[Chunk]) -> None:
+        """See `Drafter`."""
+        for chunk in chunks:
+            count = self._rng.randint(0, self._num_tokens)
+            chunk.sequence.drafts = tuple(self._rng.randrange(self._vocab_size) for _ in range(count))
+
+    def forget(self, sequence: EngineSequence) -> None:
+        """See `Drafter`."""
+        sequence.drafts = ()
 
 
 def run_schedule(
@@ -210,7 +242,9 @@ def run_schedule(
         max_num_batched_tokens=schedule.max_num_batched_tokens,
         max_step_ms=1e6,  # chunks must not depend on the clock, or a seed would not reproduce a failure
     )
-    engine = Engine(SmallerCache(runner, schedule.num_blocks), info, config)
+    cache = SmallerCache(runner, schedule.num_blocks, schedule.num_state_slots)
+    drafter = RandomDrafter(schedule.num_drafts, model.sizes.vocab_size) if schedule.num_drafts else None
+    engine = Engine(cache, info, config, drafter)
     outputs: dict[tuple[str, int], list[TokenOutput]] = {}
     waiting = list(schedule.arrivals)
     cancels: list[tuple[int, Abort]] = []
@@ -234,6 +268,7 @@ def run_schedule(
             raise AssertionError("the schedule does not come to an end")
     report.num_preemptions += engine.stats.num_preemptions
     report.num_cached_tokens += engine.stats.num_cached_tokens
+    report.num_draft_tokens += engine.stats.num_draft_tokens
     if engine.stats.num_used_blocks:
         raise AssertionError(f"{engine.stats.num_used_blocks} blocks are held by nobody")
     return outputs
@@ -248,7 +283,15 @@ def random_schedule(seed: int, sizes: Sizes) -> Schedule:
     prefixes = [_random_ids(rng, sizes, rng.randint(0, length)) for _ in range(3)]
     prompts = [_random_prompt(rng, sizes, prefixes, length) for _ in range(count)]
     submits = [
-        Submit(f"r{i}", rng.choice(("red", "blue")), prompt, _sampling(rng, sizes, is_crowded=count > 9))
+        Submit(
+            f"r{i}",
+            rng.choice(("red", "blue")),
+            prompt,
+            _sampling(rng, sizes, is_crowded=count > 9),
+            turn_starts=tuple(
+                sorted(rng.sample(range(len(prompt) + 1), rng.randint(0, min(len(prompt), 5))))
+            ),
+        )
         for i, prompt in enumerate(prompts)
     ]
     spread = rng.choice((0, 0, 3, 40))  # 0: all at once
@@ -267,6 +310,8 @@ def random_schedule(seed: int, sizes: Sizes) -> Schedule:
         max_num_seqs=rng.choice((4, 65, 65, 65) if count > 9 else (1, 4, 65)),
         max_model_len=longest,
         num_blocks=num_blocks + rng.choice((0, 1, num_blocks, 300, 300)),
+        num_state_slots=rng.choice((1, 2, 5, 20, 200)),
+        num_drafts=rng.choice((0, 0, 1, 4)),
     )
 
 

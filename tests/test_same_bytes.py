@@ -12,6 +12,8 @@ import pytest
 from jinn import _native
 from jinn.engine.runner import Runner
 from jinn.engine.sampler import SampledToken, sample
+from models.gguf_models import gguf_of
+from models.transformers_models import random_model
 from same_bytes import (
     DifferentBytesError,
     Kernels,
@@ -28,8 +30,10 @@ TINY = TinyLlama(max_position_embeddings=512, num_attention_heads=6, num_key_val
 TINY_SIZES = Sizes(TINY.vocab_size, (1, 2, 3, 5, 9, 17, 33, 65), max_prompt=120, max_tokens=24)
 SMOLLM2_SIZES = Sizes(49152, (2, 3, 5, 9, 17), max_prompt=80, max_tokens=8, num_tokens=400)
 
+HYBRIDS = {"qwen3_next": "Q8_0", "qwen3_5": "Q4_0", "qwen3_5_moe": "BF16", "deepseek_v3": "F32"}
+HYBRID_SIZES = Sizes(512, (1, 2, 3, 5, 9, 17), max_prompt=100, max_tokens=16)
 FORMATS = ("Q4_1", "Q8_0", "F32", "Q4_0", "BF16", "F16")
-NUM_TINY, NUM_SMOLLM2 = 180, 20
+NUM_TINY, NUM_HYBRID, NUM_SMOLLM2 = 180, 160, 20
 CI_SHARE = 10  # CI runs one in so many
 
 
@@ -39,6 +43,31 @@ def tiny_models(tmp_path_factory) -> list[Model]:
     folder = tmp_path_factory.mktemp("same_bytes")
     paths = [tiny_llama_gguf(folder / f"{name}.gguf", TINY, name) for name in FORMATS]
     return [native_model(str(path), TINY_SIZES, cache_memory=32 * 2**20, num_kept=8) for path in paths]
+
+
+@pytest.fixture(scope="module")
+def hybrid_models(tmp_path_factory) -> list[Model]:
+    """Models with recurrent states, latent attention and experts; of each family a folder and a GGUF file."""
+    folder = tmp_path_factory.mktemp("hybrids")
+    paths = []
+    for family, format_name in HYBRIDS.items():
+        saved = folder / family
+        random_model(f"{family} for llama.cpp").save_pretrained(saved)
+        paths += [saved, gguf_of(saved, folder / f"{family}.gguf", format_name)]
+    return [native_model(str(path), HYBRID_SIZES, cache_memory=64 * 2**20, num_kept=6) for path in paths]
+
+
+def test_hybrid_schedules(hybrid_models):
+    report = sweep(hybrid_models, range(NUM_HYBRID // CI_SHARE))
+    assert report.num_cached_tokens > 0
+    assert report.num_draft_tokens > 0
+
+
+@pytest.mark.soak
+def test_all_hybrid_schedules(hybrid_models):
+    report = sweep(hybrid_models, range(NUM_HYBRID))
+    assert report.num_preemptions > 10
+    assert report.num_cached_tokens > 500
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +134,9 @@ class FaultyRunner:
             runner.block_size,
         )
         self.copy_block = runner.copy_block
+        self.copy_state, self.num_state_slots = runner.copy_state, runner.num_state_slots
+        self.predict, self.last_hidden = runner.predict, runner.last_hidden
+        self.hidden_states = runner.hidden_states
 
     def step(self, batch, rows) -> list[SampledToken]:
         return [sample(line, row) for line, row in zip(self.logits(batch), rows, strict=True)]

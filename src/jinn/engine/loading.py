@@ -42,9 +42,7 @@ Progress = Callable[[int, int], None]
 def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, ModelInfo]:
     """Load the model of `config` for the native kernels. Raises WeightsError or ConfigError, one line."""
     with open_checkpoint(config.model) as checkpoint:
-        model = model_of(checkpoint)
-        if config.speculative != "mtp":
-            model = model.without_prediction()
+        model = _model(checkpoint, config)
         pool = _native.ThreadPool(config.num_threads or _native.default_num_threads())
         kernels = _native.choose_kernels(env.isa() or "")
         parameters = load_parameters(model, checkpoint, pool, progress)
@@ -53,6 +51,16 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, Model
     programs = _programs(model, tree(parameters), config, pool, kernels)
     cache, states = _caches(model, config)
     return NativeRunner(programs, cache, states, model.vocab_size), info
+
+
+def _model(checkpoint: Checkpoint, config: EngineConfig) -> Model:
+    """With its prediction module only where that is to draft."""
+    model = model_of(checkpoint)
+    if config.speculative != "mtp":
+        return model.without_prediction()
+    if not model.has_mtp:
+        raise WeightsError(f"{checkpoint.path}: has no multi-token prediction module to draft with")
+    return model
 
 
 def _programs(
