@@ -99,6 +99,7 @@ def test_a_wrong_field_is_named(field, value):
         ("norm_topk_prob", 1),
         ("mlp_only_layers", 3),
         ("decoder_sparse_step", -1),
+        ("attn_output_gate", False),
         ("text_config", [1]),
     ],
 )
@@ -128,6 +129,7 @@ def test_a_wrong_field_of_a_hybrid_is_named(field, value):
         ("routed_scaling_factor", 0),
         ("scoring_func", "softmax"),
         ("topk_method", "greedy"),
+        ("moe_layer_freq", 2),
     ],
 )
 def test_a_wrong_field_of_latent_attention_is_named(field, value):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -205,3 +207,31 @@ def test_a_decay_that_no_parameter_has_is_refused(saved, tmp_path, value):
     path.write_bytes(data)
     with pytest.raises(WeightsError, match=r"blk\.0\.ssm_a"):
         load(load_runner, path)
+
+
+@pytest.mark.parametrize("multiplier", [None, 0.0, 0.1])
+def test_yarn_of_latents_in_gguf_counts_in_the_softmax_scale_alone(saved, tmp_path, multiplier):
+    """As in llama.cpp: by its square where the file has a multiplier, not at all where it has none."""
+    path = gguf_of(saved("deepseek_v3 untied"), tmp_path / "model.gguf")
+    with open_checkpoint(path) as checkpoint:
+        key = "deepseek2.rope.scaling.yarn_log_multiplier"
+        metadata = {name: value for name, value in checkpoint.config_source.items() if name != key}
+        if multiplier is not None:
+            metadata[key] = multiplier
+        model = model_of(replace(checkpoint, config_source=metadata))
+    factor = 0.1 * math.log(40) + 1 if multiplier else 1.0
+    assert model.rope.attention_factor == 1
+    assert model.softmax_scale == pytest.approx(12**-0.5 * factor**2)
+
+
+def test_a_stacked_mixture_with_a_prediction_module(saved, tmp_path):
+    """Of DeepSeek-V3, whose module's experts lie in the layer after the last."""
+    model, _ = load_reference(saved("deepseek_v3 untied"))
+    names = {"model.layers.4.eh_proj.weight", "model.layers.4.mlp.experts.gate_up_proj"}
+    origins = replace(model, has_mtp=True).origins(NewFile("hf", names))
+    up = origins["mtp.layers.0.mlp.experts.up_proj.weight"]
+    assert up.name == "model.layers.4.mlp.experts.gate_up_proj"
+    assert up.rows.tolist() == list(range(24, 48))
+    assert (
+        origins["mtp.layers.0.self_attn.k_b_proj.weight"].name == "model.layers.4.self_attn.kv_b_proj.weight"
+    )

@@ -50,6 +50,7 @@ GGUF_KEYS = {
     "original_max_position_embeddings": "rope.scaling.original_context_length",
     "attention_factor": "rope.scaling.yarn_attn_factor",
     "attention_multiplier": "rope.scaling.attn_factor",
+    "yarn_log_multiplier": "rope.scaling.yarn_log_multiplier",
     "beta_fast": "rope.scaling.yarn_beta_fast",
     "beta_slow": "rope.scaling.yarn_beta_slow",
 }
@@ -95,7 +96,4 @@ def gguf_fields(checkpoint: Checkpoint) -> Fields:
         info = tensors["rope_freqs.weight"]
         shown["rope_divisors"] = dequantize(checkpoint.data(info.name), info.format, info.shape).tolist()
     keys = {name: f"{checkpoint.architecture}.{key}" for name, key in GGUF_KEYS.items()}
-    multiplier = checkpoint.config_source.get(f"{checkpoint.architecture}.rope.scaling.yarn_log_multiplier")
-    if multiplier:  # the converter writes a tenth; what is named after it there is 1 here
-        shown["mscale"] = shown["mscale_all_dim"] = 10 * multiplier
     return Fields({**checkpoint.config_source, **shown}, keys, tensors)

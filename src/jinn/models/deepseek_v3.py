@@ -47,20 +47,19 @@ class DeepseekV3(Decoder):
 
     @classmethod
     def from_config(cls, fields: Fields) -> Self:
+        fields.supported("moe_layer_freq", 1)
         fields.supported("topk_method", "noaux_tc")
         fields.supported("scoring_func", "sigmoid")
         fields.supported("expert_gating_func", SIGMOID_GATING)
         rope_dim = _rope_dim(fields)
         nope_dim, value_dim = _head_dims(fields, rope_dim)
         common = decoder_fields(fields, head_dim=nope_dim + rope_dim, rotary_dim=rope_dim)
-        is_interleaved = fields.boolean("rope_interleave", True)
+        rope = replace(common["rope"], is_interleaved=fields.boolean("rope_interleave", True))
+        if fields.is_gguf:  # counts YaRN's factor into the softmax scale alone
+            rope = replace(rope, attention_factor=1.0)
         biased = ("self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa", "self_attn.o_proj")
         return cls(
-            **{
-                **common,
-                "num_key_value_heads": 1,
-                "rope": replace(common["rope"], is_interleaved=is_interleaved),
-            },
+            **{**common, "num_key_value_heads": 1, "rope": rope},
             biased_linears=biased if fields.boolean("attention_bias", False) else (),
             mixture=_mixture(fields, common["num_hidden_layers"]),
             has_mtp=_prediction_mark(fields, common["num_hidden_layers"]) in fields.tensors,
@@ -92,14 +91,12 @@ class DeepseekV3(Decoder):
         }
 
     def hf_origin(self, name: str, spec: ParameterSpec, layout: Layout) -> Origin:
-        origin = self._latent_origin(name) or super().hf_origin(name, spec, layout)
-        if not name.startswith("mtp."):
-            return origin
         layer = f"model.layers.{self.num_hidden_layers}"
         module, _, leaf = name.rpartition(".")
         if module in PREDICTION:
             return Origin(f"{layer}.{PREDICTION[module]}.{leaf}")
-        return replace(origin, name=f"{layer}.{origin.name.removeprefix('mtp.layers.0.')}")
+        name = name.replace("mtp.layers.0", layer)
+        return self._latent_origin(name) or super().hf_origin(name, spec, layout)
 
     def gguf_origin(self, name: str, spec: ParameterSpec, layout: Layout) -> Origin:
         if ".self_attn." in name:
@@ -127,14 +124,10 @@ class DeepseekV3(Decoder):
         return KVSpec(1, self.kv_lora_rank + self.qk_rope_head_dim, self.kv_lora_rank)
 
     def attention(self, ops: Ops[Value], params: Any, x: Value, ctx: Context) -> Value:
-        num_heads, latent, rope_dim = (
-            params.k_b_proj.weight.shape[0],
-            self.kv_lora_rank,
-            self.qk_rope_head_dim,
-        )
+        num_heads, rope_dim = params.k_b_proj.weight.shape[0], self.qk_rope_head_dim
         q, compressed = self._projections(ops, params, x)
         q_nope, q_rope = ops.split_heads(q, num_heads, (self.qk_nope_head_dim, rope_dim))
-        k_nope, k_rope = ops.split_heads(compressed, 1, (latent, rope_dim))
+        k_nope, k_rope = ops.split_heads(compressed, 1, (self.kv_lora_rank, rope_dim))
         k_nope = ops.rms_norm(k_nope, params.kv_a_layernorm, LATENT_NORM_EPS)
         q_rope = ops.rope(q_rope, ctx, self.rope, num_heads)
         k_rope = ops.rope(k_rope, ctx, self.rope, 1)
@@ -178,9 +171,11 @@ def _head_dims(fields: Fields, rope_dim: int) -> tuple[int, int]:
 def _softmax_scale(fields: Fields, head_dim: int) -> float:
     """head_dim^-0.5, times the square of YaRN's magnitude where the config says so."""
     scale = float(head_dim**-0.5)
-    if fields.text("rope_type", "default") == "default" or not fields.get("mscale_all_dim"):
+    name = "yarn_log_multiplier" if fields.is_gguf else "mscale_all_dim"
+    if fields.text("rope_type", "default") == "default" or not fields.has(name) or fields.is_zero(name):
         return scale
-    return scale * magnitude(fields.number("factor"), fields.number("mscale_all_dim")) ** 2
+    mscale = fields.number(name) * (10 if fields.is_gguf else 1)  # GGUF's converter writes a tenth
+    return scale * magnitude(fields.number("factor"), mscale) ** 2
 
 
 def _mixture(fields: Fields, num_layers: int) -> Mixture:

@@ -9,8 +9,9 @@ keep them fused, grouped or tiled; the functions here tell the rows. Value head 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -74,29 +75,39 @@ def delta_net(
     return out
 
 
-def grouped_rows(spec: StateSpec, widths: tuple[int, ...]) -> tuple[IntArray, ...]:
-    """Rows of a fused projection that has, for each key head in order, runs of these widths: run i of all."""
-    starts = np.arange(spec.num_key_heads, dtype=np.int32)[:, None] * sum(widths)
+@dataclass(frozen=True, slots=True)
+class FusedRows:
+    """The rows of a projection in a tensor of `num_rows` that has others too."""
+
+    tensor: Literal["in_proj_qkvz", "in_proj_ba"]
+    num_rows: int
+    rows: IntArray
+
+
+@cache
+def fused_rows(spec: StateSpec) -> Mapping[str, FusedRows]:
+    """Where Qwen3-Next's two tensors have each projection: for each key head in order, its q, k, v and z."""
+    group = spec.num_value_heads // spec.num_key_heads
+    values = group * spec.value_dim
+    q, k, v, z = _runs(spec.num_key_heads, (spec.key_dim, spec.key_dim, values, values))
+    b, a = _runs(spec.num_key_heads, (group, group))
+    num_qkvz, num_ba = len(q) + len(k) + len(v) + len(z), len(b) + len(a)
+    return {
+        "in_proj_qkv": FusedRows("in_proj_qkvz", num_qkvz, np.concatenate((q, k, v))),
+        "in_proj_z": FusedRows("in_proj_qkvz", num_qkvz, z),
+        "in_proj_b": FusedRows("in_proj_ba", num_ba, b),
+        "in_proj_a": FusedRows("in_proj_ba", num_ba, a),
+    }
+
+
+def _runs(num_groups: int, widths: tuple[int, ...]) -> tuple[IntArray, ...]:
+    """Of rows in groups of runs of these widths: the rows of run i of all groups."""
+    starts = np.arange(num_groups, dtype=np.int32)[:, None] * sum(widths)
     firsts = np.cumsum([0, *widths[:-1]])
     return tuple(
         (starts + first + np.arange(width)).astype(np.int32).reshape(-1)
         for first, width in zip(firsts, widths, strict=True)
     )
-
-
-@cache
-def fused_rows(spec: StateSpec) -> Mapping[str, IntArray]:
-    """Rows of each projection in Qwen3-Next's `in_proj_qkvz` and `in_proj_ba`."""
-    group = spec.num_value_heads // spec.num_key_heads
-    values = group * spec.value_dim
-    q, k, v, z = grouped_rows(spec, (spec.key_dim, spec.key_dim, values, values))
-    b, a = grouped_rows(spec, (group, group))
-    return {
-        "in_proj_qkv": np.concatenate((q, k, v)),
-        "in_proj_z": z,
-        "in_proj_b": b,
-        "in_proj_a": a,
-    }
 
 
 @cache

@@ -39,6 +39,11 @@ class Fields:
     def has(self, name: str) -> bool:
         return self.get(name) is not None
 
+    def is_zero(self, name: str) -> bool:
+        """Whether the number is there and switches something off."""
+        value = self.get(name)
+        return isinstance(value, int | float) and value == 0
+
     def integer(self, name: str, default: int | None = None, *, low: int = 1, high: int = 2**31 - 1) -> int:
         value = self._required(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:

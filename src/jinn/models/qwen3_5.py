@@ -29,6 +29,7 @@ class Qwen35(Qwen3Next):
 
     @classmethod
     def from_config(cls, fields: Fields) -> Self:
+        fields.supported("mtp_use_dedicated_embeddings", False)
         common = hybrid_fields(fields)
         mixture = None
         if has_experts(fields):

@@ -16,6 +16,7 @@ from jinn.ops.protocol import Context, Ops, StateSpec, Value
 
 KINDS = ("linear_attention", "full_attention")
 DEFAULT_ROTARY_FACTOR = 0.25
+GGUF_FUSED = {"in_proj_qkvz": "ssm_in", "in_proj_ba": "ssm_ba"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,16 +74,15 @@ class Qwen3Next(Decoder):
         if part == "conv1d":
             return Origin(name, shape=(spec.shape[0], 1, spec.shape[1]))
         if part.startswith("in_proj_"):
-            return self.fused_origin(name, "in_proj_qkvz", "in_proj_ba")
+            return self.fused_origin(name, {})
         return super().hf_origin(name, spec, layout)
 
-    def fused_origin(self, name: str, qkvz: str, ba: str) -> Origin:
-        """Of a DeltaNet's projection where four are two, called so, with rows grouped by key head."""
+    def fused_origin(self, name: str, renamed: Mapping[str, str]) -> Origin:
+        """Of a DeltaNet's projection where four are two; `renamed` has what a file calls the two."""
         prefix, part, leaf = name.rsplit(".", 2)
-        group = qkvz if part in ("in_proj_qkv", "in_proj_z") else ba
-        rows = fused_rows(self.state_spec)
-        num_rows = sum(len(rows[p]) for p in rows if (p in ("in_proj_qkv", "in_proj_z")) == (group == qkvz))
-        return Origin(f"{prefix}.{group}.{leaf}", shape=(num_rows, self.hidden_size), rows=rows[part])
+        fused = fused_rows(self.state_spec)[part]
+        tensor = renamed.get(fused.tensor, fused.tensor)
+        return Origin(f"{prefix}.{tensor}.{leaf}", shape=(fused.num_rows, self.hidden_size), rows=fused.rows)
 
     def gguf_origin(self, name: str, spec: ParameterSpec, layout: Layout) -> Origin:
         origin, part = super().gguf_origin(name, spec, layout), name.split(".")[-2]
@@ -97,8 +97,9 @@ class Qwen3Next(Decoder):
     def gguf_projection(self, name: str, origin: Origin, layout: Layout) -> Origin:
         """Of a DeltaNet's projection: b and a are always fused, the others in files of before."""
         block, part = origin.name.rsplit(".", 2)[0], name.split(".")[-2]
-        is_fused = part in ("in_proj_b", "in_proj_a") or f"{block}.ssm_in.weight" in layout.tensors
-        return self.fused_origin(f"{block}.{part}.weight", "ssm_in", "ssm_ba") if is_fused else origin
+        if part in ("in_proj_b", "in_proj_a") or f"{block}.ssm_in.weight" in layout.tensors:
+            return self.fused_origin(f"{block}.{part}.weight", GGUF_FUSED)
+        return origin
 
     def mixer(self, ops: Ops[Value], params: Any, x: Value, ctx: Context) -> Value:
         if hasattr(params, "linear_attn"):
@@ -116,6 +117,7 @@ class Qwen3Next(Decoder):
 
 def hybrid_fields(fields: Fields) -> dict[str, Any]:
     """The fields of Qwen3-Next and Qwen3.5 but the mixture. Raises ConfigError naming the field."""
+    fields.supported("attn_output_gate", True)
     head_dim = head_dim_of(fields)
     common = decoder_fields(fields, head_dim=head_dim, rotary_dim=_rotary_dim(fields, head_dim))
     num_layers = common["num_hidden_layers"]
