@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from jinn.models.fields import ConfigError
@@ -36,6 +37,8 @@ def test_gguf_ends_at_what_it_names_and_at_known_control_tokens():
     assert gguf_defaults().eos_token_ids == (3, 1)
     assert gguf_defaults(eos_token_id=1, eot_token_id=2).eos_token_ids == (1, 2, 3)
     assert gguf_defaults(token_type=[NORMAL] * 5).eos_token_ids == (3,)
+    as_read = np.array(QWEN3_GGUF["tokenizer.ggml.token_type"], np.int32)
+    assert gguf_defaults(token_type=as_read).eos_token_ids == (3, 1)
     assert gguf_defaults(token_type=[CONTROL] * 2).eos_token_ids == (3, 1)
     for lie in ([], 7, None, [1, 2], "<|im_end|>"):
         assert gguf_defaults(tokens=lie).eos_token_ids == (3,)

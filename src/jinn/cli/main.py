@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jinn.cli import batch, bench, chat, generate, inspect, models, plan, serve
+from jinn.cli import batch, bench, chat, convert, generate, inspect, models, plan, serve
 
 ERROR_STATUS = 2
 
@@ -59,6 +59,7 @@ for command in (
     bench.bench,
     batch.batch,
     inspect.inspect,
+    convert.convert,
     models.pull,
     models.list_,
     models.rm,

@@ -17,11 +17,24 @@ def progress_bar(description: str, *, is_bytes: bool = False) -> Iterator[Update
         yield lambda done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
-    count = DownloadColumn() if is_bytes else MofNCompleteColumn()
+    counts = (DownloadColumn(), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(),)
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), count, console=Console(stderr=True), transient=True
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *counts,
+        TimeRemainingColumn(compact=True),
+        console=Console(stderr=True),
+        transient=True,
     )
     task = bar.add_task(description, total=None)
 

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from jinn.models.fields import ConfigError, Fields
 from jinn.text.endings import END_TEXTS
 from jinn.weights.checkpoint import Checkpoint
 
-_GGUF_NAMES = {
+GGUF_NAMES = {
     "temperature": "general.sampling.temp",
     "top_k": "general.sampling.top_k",
     "top_p": "general.sampling.top_p",
@@ -39,7 +41,7 @@ def generation_defaults(checkpoint: Checkpoint) -> GenerationDefaults:
         return _from_gguf(checkpoint.config_source)
     config = {**checkpoint.config_source, **checkpoint.generation_config}
     is_sampled = checkpoint.generation_config.get("do_sample", True)
-    settings = {name: config.get(name) for name in _GGUF_NAMES if name in checkpoint.generation_config}
+    settings = {name: config.get(name) for name in GGUF_NAMES if name in checkpoint.generation_config}
     if is_sampled is False:
         settings["temperature"] = 0.0
     return _checked(config.get("eos_token_id"), settings)
@@ -50,11 +52,13 @@ def _from_gguf(metadata: Mapping[str, Any]) -> GenerationDefaults:
     tokens, types = _list(metadata, "tokenizer.ggml.tokens"), _list(metadata, "tokenizer.ggml.token_type")
     known = [tokens.index(text) for text in END_TEXTS if text in tokens]  # as llama.cpp does
     controls = [token_id for token_id in known if types[token_id : token_id + 1] == [_GGUF_CONTROL]]
-    return _checked(named + controls, {name: metadata.get(key) for name, key in _GGUF_NAMES.items()})
+    return _checked(named + controls, {name: metadata.get(key) for name, key in GGUF_NAMES.items()})
 
 
 def _list(metadata: Mapping[str, Any], key: str) -> list[Any]:
     value = metadata.get(key)
+    if isinstance(value, np.ndarray):
+        return list(value.tolist())
     return value if isinstance(value, list) else []
 
 

@@ -1,0 +1,105 @@
+"""`jinn convert`: a model in the other file format, or in a smaller type."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jinn.cli.options import ThreadsOption, format_size
+from jinn.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from jinn.weights.convert import Conversion
+    from jinn.weights.converted_tensor import TensorReport
+
+_MAX_ROWS = 12  # of the table on the screen; the report has all
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A .gguf file, a Hugging Face folder or a pulled name.")
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="DST", help="What to write: a name in .gguf, or else a Hugging Face folder."),
+    ],
+    type_name: Annotated[
+        str | None,
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            help="Type of the matrices: f32, f16 or bf16, and in GGUF also q8_0, q6_k, q4_k, q4_1 or q4_0.",
+            show_default="as they are; bf16 where a folder cannot hold that",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write each tensor's error as JSON.", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite DST.")] = False,
+    threads: ThreadsOption = None,
+) -> None:
+    """Convert a model between GGUF and Hugging Face's folders, or quantise it.
+
+    DST appears when it is complete; an interrupted run leaves nothing behind. Prints what quantising costs.
+    """
+    from jinn import _native
+    from jinn.weights.convert import convert as convert_model
+    from jinn.weights.hub import resolve_model
+
+    signal.signal(signal.SIGTERM, _exit)
+    path = resolve_model(source)
+    with progress_bar(f"{path.name} to {target.name}", is_bytes=True) as update:
+        conversion = convert_model(
+            path,
+            target,
+            type_name,
+            overwrite=force,
+            num_threads=threads or _native.default_num_threads(),
+            progress=update,
+        )
+    if report is not None:
+        report.write_text(json.dumps(describe(conversion), indent=2) + "\n", encoding="utf-8")
+    print(format_conversion(conversion))
+
+
+def describe(conversion: Conversion) -> dict[str, Any]:
+    """The report as JSON has it."""
+    return {
+        "path": str(conversion.path),
+        "bytes": conversion.num_bytes,
+        "tensors": [asdict(tensor) for tensor in conversion.tensors],
+    }
+
+
+def format_conversion(conversion: Conversion) -> str:
+    """What was written, and the tensors that lost most."""
+    lossy = [tensor for tensor in conversion.tensors if tensor.max_error > 0]
+    worst = sorted(lossy, key=lambda tensor: -tensor.rms_error)
+    lines = [_row(tensor) for tensor in worst[:_MAX_ROWS]]
+    if lines:
+        width = max(len(tensor.name) for tensor in worst[:_MAX_ROWS])
+        lines = [f"{'tensor':<{width}}  {'type':<13}  {'relative RMS error':>18}  {'largest error':>13}"] + [
+            f"{name:<{width}}  {types:<13}  {rms:>18.2%}  {largest:>13.2e}"
+            for name, types, rms, largest in lines
+        ]
+    if len(worst) > _MAX_ROWS:
+        lines.append(f"and {len(worst) - _MAX_ROWS} more with less error (--report FILE has all)")
+    num_exact = len(conversion.tensors) - len(lossy)
+    size = format_size(conversion.num_bytes)
+    lines.append(f"{conversion.path}: {len(conversion.tensors)} tensors, {size}, {num_exact} of them exact")
+    return "\n".join(lines)
+
+
+def _row(tensor: TensorReport) -> tuple[str, str, float, float]:
+    return tensor.name, f"{tensor.source_type} to {tensor.type}", tensor.rms_error, tensor.max_error
+
+
+def _exit(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)  # so that the unfinished file is deleted
