@@ -82,13 +82,11 @@ def format_conversion(conversion: Conversion) -> str:
     """What was written, and the tensors that lost most."""
     lossy = [tensor for tensor in conversion.tensors if tensor.max_error > 0]
     worst = sorted(lossy, key=lambda tensor: -tensor.rms_error)
-    lines = [_row(tensor) for tensor in worst[:_MAX_ROWS]]
-    if lines:
+    lines = []
+    if worst:
         width = max(len(tensor.name) for tensor in worst[:_MAX_ROWS])
-        lines = [f"{'tensor':<{width}}  {'type':<13}  {'relative RMS error':>18}  {'largest error':>13}"] + [
-            f"{name:<{width}}  {types:<13}  {rms:>18.2%}  {largest:>13.2e}"
-            for name, types, rms, largest in lines
-        ]
+        lines.append(f"{'tensor':<{width}}  {'type':<13}  relative RMS error  largest error")
+        lines += [_row(tensor, width) for tensor in worst[:_MAX_ROWS]]
     if len(worst) > _MAX_ROWS:
         lines.append(f"and {len(worst) - _MAX_ROWS} more with less error (--report FILE has all)")
     num_exact = len(conversion.tensors) - len(lossy)
@@ -97,8 +95,9 @@ def format_conversion(conversion: Conversion) -> str:
     return "\n".join(lines)
 
 
-def _row(tensor: TensorReport) -> tuple[str, str, float, float]:
-    return tensor.name, f"{tensor.source_type} to {tensor.type}", tensor.rms_error, tensor.max_error
+def _row(tensor: TensorReport, width: int) -> str:
+    types = f"{tensor.source_type} to {tensor.type}"
+    return f"{tensor.name:<{width}}  {types:<13}  {tensor.rms_error:>18.2%}  {tensor.max_error:>13.2e}"
 
 
 def _exit(signum: int, frame: FrameType | None) -> None:

@@ -25,6 +25,7 @@ from jinn.weights.checkpoint import Checkpoint, open_checkpoint
 from jinn.weights.config_files import gguf_metadata, hf_config, hf_generation_config, rope_divisors
 from jinn.weights.converted_tensor import ConvertedTensor, TensorReport
 from jinn.weights.errors import WeightsError
+from jinn.weights.family_files import files_of
 from jinn.weights.file_types import (
     FOLDER_TYPES,
     GGUF_TYPES,
@@ -113,11 +114,13 @@ def _assemblies(checkpoint: Checkpoint, kind: Literal["gguf", "hf"]) -> list[Ass
     if checkpoint.kind == kind:
         return [_unchanged(checkpoint, info) for info in checkpoint.tensors.values()]
     model = decoder_of(checkpoint)
-    specs, sources, places = model.parameters(), model.origins(checkpoint), model.origins(NewFile(kind))
-    check_tensors(specs, sources, checkpoint)
+    check_tensors(model, checkpoint)
+    sources, places = model.origins(checkpoint), model.origins(NewFile(kind))
     pieces: dict[str, list[Piece]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, spec in specs.items():
+    for name, spec in model.parameters().items():
+        if name.startswith("mtp.") and kind == "gguf" and not files_of(model).has_gguf_prediction:
+            continue
         parameter, place = StoredParameter(checkpoint, spec, sources[name]), places[name]
         for number, tensor in enumerate(place.names):
             pieces.setdefault(tensor, []).append(Piece(parameter, place, number))

@@ -18,6 +18,7 @@ from jinn.weights.quantize import dequantize, quantize
 from jinn.weights.rearrange import Assembly
 
 _CHUNK_ELEMS = 1 << 20
+_ENCODING_ERROR = 1e-6  # of 1 + weight and of -exp(A_log), in float32 and back
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,9 @@ class ConvertedTensor:
         )
 
     def is_exact(self) -> bool:
-        """Whether the type holds all values as they are."""
-        return not any(self._convert(*part)[1].largest for part in self._ranges())
+        """Whether the type holds all values as they are, but for what a file's own encoding rounds."""
+        limit = _ENCODING_ERROR if self.assembly.is_encoded else 0.0
+        return all(self._convert(*part)[1].largest <= limit for part in self._ranges())
 
     def _ranges(self) -> Iterator[tuple[int, int, int]]:
         """Matrices, and ranges of their rows."""

@@ -59,7 +59,7 @@ class StoredParameter:
     def is_plain(self) -> bool:
         """Whether its rows are rows of the file, as they are."""
         origin = self.origin
-        return origin.columns is None and not origin.is_transposed and origin.encoding is None
+        return not origin.moves_columns and origin.encoding is None
 
     def row_bytes(self, matrix: int, rows: IntArray) -> ByteArray:
         """Rows of a parameter that is plain, as the file has them: bytes [n, row bytes]."""
@@ -88,10 +88,11 @@ class StoredParameter:
 
     def _stored_matrix(self, matrix: int) -> ByteArray:
         """The file's matrix behind one of the parameter's: bytes [rows, row bytes]."""
+        name = self.origin.name
         if self.origin.num_experts is None:
-            data = self._checkpoint.data(self.origin.name).reshape(self.shape.num_matrices, -1)[matrix]
+            data: ByteArray = self._checkpoint.data(name).reshape(self.shape.num_matrices, -1)[matrix]
         else:
-            data = self._checkpoint.data(self.origin.names[matrix])
+            data = self._checkpoint.data(name.format(matrix))
         return data.reshape(-1, self.format.nbytes((self._stored_columns,)))
 
     def _dequantized(self, rows: ByteArray) -> FloatArray:
@@ -113,7 +114,7 @@ class Piece:
     @property
     def is_plain(self) -> bool:
         origin = self.origin
-        is_moved = origin.columns is not None or origin.is_transposed or origin.encoding is not None
+        is_moved = origin.moves_columns or origin.encoding is not None
         return self.parameter.is_plain and not is_moved
 
     @property
@@ -164,6 +165,12 @@ class Assembly:
     def source_format(self) -> BlockFormat:
         """The type of its parts."""
         return self.pieces[0].parameter.format
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether a file on either side has other numbers than the parameter."""
+        origins = [origin for piece in self.pieces for origin in (piece.origin, piece.parameter.origin)]
+        return any(origin.encoding is not None for origin in origins)
 
     @property
     def is_plain(self) -> bool:
