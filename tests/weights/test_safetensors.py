@@ -83,8 +83,8 @@ LIES = {
     "entry_list": (encode({"a": []}), "'a' is not described by an object"),
     "entry_empty": (encode({"a": {}}), "'a' has a dtype that is not a string"),
     "dtype_unknown": (
-        encode({"a": entry("F8_E4M3", (32,))}, bytes(32)),
-        "has dtype 'F8_E4M3'; supported are F32",
+        encode({"a": entry("F8_E5M2", (32,))}, bytes(32)),
+        "has dtype 'F8_E5M2'; supported are F32",
     ),
     "dtype_list": (encode({"a": entry([], (32,))}, bytes(32)), "has a dtype that is not a string"),
     "shape_missing": (encode({"a": {"dtype": "F32", "data_offsets": [0, 32]}}, bytes(32)), "has a shape"),

@@ -44,6 +44,8 @@ Q5_K = BlockFormat("Q5_K", 13, 256, 176, scale_offsets=(0, 2))
 Q6_K = BlockFormat("Q6_K", 14, 256, 210, scale_offsets=(208,))
 IQ4_NL = BlockFormat("IQ4_NL", 20, 32, 18, scale_offsets=(0,))
 IQ4_XS = BlockFormat("IQ4_XS", 23, 256, 136, scale_offsets=(0,))
+# of safetensors alone, and turned into BF16 when it is read (fp8.py)
+F8_E4M3 = BlockFormat("F8_E4M3", -1, 1, 1)
 
 FORMATS = (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS)
 FORMAT_BY_NAME = {block_format.name: block_format for block_format in FORMATS}

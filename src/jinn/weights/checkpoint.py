@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from jinn.weights.errors import WeightsError
 from jinn.weights.finite_check import check_finite
+from jinn.weights.fp8 import open_bf16
 from jinn.weights.gguf import MAGIC, GGUFFile
+from jinn.weights.gguf_shards import GGUFShards
 from jinn.weights.model_folder import read_config, read_generation_config
 from jinn.weights.safetensors import SafetensorsFolder
 from jinn.weights.tensors import TensorInfo
@@ -96,7 +98,8 @@ def _open_folder(path: Path) -> Checkpoint:
     architecture = config.get("model_type")
     if not isinstance(architecture, str):
         raise WeightsError(f"{path / 'config.json'}: model_type is missing or not a string")
-    return Checkpoint(path, "hf", architecture, config, read_generation_config(path), SafetensorsFolder(path))
+    generation_config = read_generation_config(path)
+    return Checkpoint(path, "hf", architecture, config, generation_config, open_bf16(SafetensorsFolder(path)))
 
 
 def _check_magic(path: Path) -> None:
@@ -112,17 +115,12 @@ def _check_magic(path: Path) -> None:
 
 
 def _open_gguf(path: Path) -> Checkpoint:
-    file = GGUFFile(path)
-    try:
-        architecture = file.metadata.get("general.architecture")
-        if not isinstance(architecture, str):
-            raise WeightsError(f"{path}: metadata key 'general.architecture' is missing or not a string")
-        num_parts = file.metadata.get("split.count", 1)
-        if num_parts not in (0, 1):
-            raise WeightsError(
-                f"{path}: is one of {num_parts} parts; merge them with llama-gguf-split --merge first"
-            )
-    except BaseException:
+    file: GGUFFile | GGUFShards = GGUFFile(path)
+    if file.metadata.get("split.count", 1) not in (0, 1):
         file.close()
-        raise
+        file = GGUFShards(path)
+    architecture = file.metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        file.close()
+        raise WeightsError(f"{path}: metadata key 'general.architecture' is missing or not a string")
     return Checkpoint(path, "gguf", architecture, file.metadata, {}, file)

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
-from jinn.weights.block_formats import BF16, F16, F32
+from jinn.weights.block_formats import BF16, F8_E4M3, F16, F32
 from jinn.weights.errors import WeightsError, quoted
 from jinn.weights.mapped_file import MappedFile
 from jinn.weights.model_folder import file_in, parse_json_object, read_json
@@ -24,7 +24,7 @@ MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_DIMS = 8
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-FORMAT_BY_DTYPE = {"F32": F32, "F16": F16, "BF16": BF16}
+FORMAT_BY_DTYPE = {"F32": F32, "F16": F16, "BF16": BF16, "F8_E4M3": F8_E4M3}
 
 _LENGTH = Struct("<Q")
 
