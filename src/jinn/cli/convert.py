@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jinn.cli.interrupt import exit_on_sigterm
 from jinn.cli.options import ThreadsOption, format_size
 from jinn.cli.progress import progress_bar
 
@@ -53,9 +52,8 @@ def convert(
     from jinn.weights.convert import convert as convert_model
     from jinn.weights.hub import resolve_model
 
-    signal.signal(signal.SIGTERM, _exit)
     path = resolve_model(source)
-    with progress_bar(f"{path.name} to {target.name}", is_bytes=True) as update:
+    with exit_on_sigterm(), progress_bar(f"{path.name} to {target.name}", is_bytes=True) as update:
         conversion = convert_model(
             path,
             target,
@@ -98,7 +96,3 @@ def format_conversion(conversion: Conversion) -> str:
 def _row(tensor: TensorReport, width: int) -> str:
     types = f"{tensor.source_type} to {tensor.type}"
     return f"{tensor.name:<{width}}  {types:<13}  {tensor.rms_error:>18.2%}  {tensor.max_error:>13.2e}"
-
-
-def _exit(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)  # so that the unfinished file is deleted

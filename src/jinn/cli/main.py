@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jinn.cli import batch, bench, chat, convert, generate, inspect, models, plan, serve
+from jinn.cli import batch, bench, chat, convert, generate, inspect, models, plan, random, serve
 
 ERROR_STATUS = 2
 
@@ -60,6 +60,7 @@ for command in (
     batch.batch,
     inspect.inspect,
     convert.convert,
+    random.random,
     models.pull,
     models.list_,
     models.rm,

@@ -112,7 +112,7 @@ class Tokenizer:
         eos_ids = [i for key in eos_keys if (i := metadata.get(f"tokenizer.ggml.{key}")) is not None]
         return cls(
             _build_encoder(bpe, pre_tokenizers.Sequence(list(presplit.steps)), normalizer),
-            lossy_bytes=bytes(byte for char, byte in _BYTE_OF_CHAR.items() if char not in vocab),
+            lossy_bytes=bytes(byte for char, byte in BYTE_OF_CHAR.items() if char not in vocab),
             vocab_size=len(tokens),
             added_tokens=added,
             bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
@@ -245,9 +245,9 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
 
 
-_BYTE_OF_CHAR = _byte_alphabet()
+BYTE_OF_CHAR = _byte_alphabet()
 # For `str.translate`: each character's byte as the character of that number; what is in no alphabet, beyond.
-_LATIN_OF_CHAR = dict.fromkeys(range(256), 0x100) | {ord(char): byte for char, byte in _BYTE_OF_CHAR.items()}
+_LATIN_OF_CHAR = dict.fromkeys(range(256), 0x100) | {ord(char): byte for char, byte in BYTE_OF_CHAR.items()}
 
 
 def _token_bytes(token: str) -> bytes:
@@ -309,7 +309,7 @@ def _build_encoder(
 
 def _lossy_encoder(encoder: tokenizers.Tokenizer, lossy_bytes: bytes) -> tokenizers.Tokenizer:
     """As `encoder`, but none merges across a byte without a token, as in llama.cpp; the split takes time."""
-    chars = "".join(rf"\x{{{ord(char):x}}}" for char, byte in _BYTE_OF_CHAR.items() if byte in lossy_bytes)
+    chars = "".join(rf"\x{{{ord(char):x}}}" for char, byte in BYTE_OF_CHAR.items() if byte in lossy_bytes)
     removal = pre_tokenizers.Split(Regex(f"[{chars}]"), "removed")
     return _build_encoder(
         encoder.model, pre_tokenizers.Sequence([encoder.pre_tokenizer, removal]), encoder.normalizer

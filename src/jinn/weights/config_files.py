@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,17 +24,17 @@ _LLAMA3 = "llama3"  # GGUF has it worked out, as a tensor
 _DEFAULT_THETA = 10000.0
 
 
-def gguf_metadata(checkpoint: Checkpoint, model: Decoder) -> dict[str, MetadataValue]:
-    """GGUF's keys for a folder's config, but those of its tokenizer and of its file type.
+def gguf_metadata(
+    name: str, model: Decoder, fields: Fields, sampling: Mapping[str, Any]
+) -> dict[str, MetadataValue]:
+    """GGUF's keys for a config, but those of its tokenizer and of its file type.
 
-    Raises WeightsError where the config says what GGUF has no key for.
+    `sampling` is generation_config.json. Raises WeightsError where the config says what GGUF has no key for.
     """
-    fields, files = config_of(checkpoint), files_of(model)
-    for name, constant in files.constants.items():
-        if fields.has(name) and fields.get(name) != constant:
-            raise WeightsError(
-                f"{checkpoint.path}: GGUF has no key for config field {name}, so that it must be {constant!r}"
-            )
+    files = files_of(model)
+    for constant, value in files.constants.items():
+        if fields.has(constant) and fields.get(constant) != value:
+            raise WeightsError(f"GGUF has no key for config field {constant}, so that it must be {value!r}")
     config = _config(model, fields)
     keys = {GGUF_KEYS[name]: value for name, value in config.items() if name in GGUF_KEYS}
     keys["attention.value_length"] = config["head_dim"]
@@ -43,14 +44,13 @@ def gguf_metadata(checkpoint: Checkpoint, model: Decoder) -> dict[str, MetadataV
     keys["block_count"] += model.has_mtp and files.has_gguf_prediction
     metadata: dict[str, MetadataValue] = {
         "general.architecture": files.architecture,
-        "general.name": checkpoint.path.resolve().name,
+        "general.name": name,
         "general.quantization_version": 2,
     }
     metadata |= {
         f"{files.architecture}.{key}": _array(value) for key, value in keys.items() if value is not None
     }
-    sampling = checkpoint.generation_config
-    return metadata | {key: sampling[name] for name, key in GGUF_NAMES.items() if name in sampling}
+    return metadata | {key: sampling[field] for field, key in GGUF_NAMES.items() if field in sampling}
 
 
 def rope_divisors(checkpoint: Checkpoint, model: Decoder) -> npt.NDArray[np.float32] | None:

@@ -6,16 +6,16 @@ read, and where it goes in one that is to be written. Between files of one kind,
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jinn.engine.loading import check_tensors
+from jinn.models.config import config_of
 from jinn.models.decoder import Decoder
 from jinn.models.parameters import NewFile, Origin, ParameterSpec
 from jinn.models.registry import model_of
@@ -29,6 +29,7 @@ from jinn.weights.family_files import files_of
 from jinn.weights.file_types import (
     FOLDER_TYPES,
     GGUF_TYPES,
+    TORCH_DTYPES,
     file_type,
     folder_type,
     gguf_type,
@@ -37,6 +38,7 @@ from jinn.weights.file_types import (
 )
 from jinn.weights.gguf import MetadataValue
 from jinn.weights.gguf_writer import write_gguf
+from jinn.weights.model_folder import write_json
 from jinn.weights.output import OutputTensor, Progress
 from jinn.weights.quantize import quantize
 from jinn.weights.rearrange import Assembly, Piece, StoredParameter
@@ -44,7 +46,6 @@ from jinn.weights.safetensors_writer import write_safetensors
 from jinn.weights.tensors import TensorInfo
 from jinn.weights.tokenizer_files import gguf_tokenizer, hf_tokenizer
 
-_TORCH_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _TYPE_FIELDS = ("dtype", "torch_dtype", "quantization_config")  # FP8 is no longer what it was
 _COPIED_FILES = (
     "generation_config.json",
@@ -178,7 +179,8 @@ def _metadata(checkpoint: Checkpoint, matrices: BlockFormat) -> dict[str, Metada
         metadata.pop("general.alignment", None)
     else:
         model = decoder_of(checkpoint)
-        metadata = gguf_metadata(checkpoint, model)
+        name = checkpoint.path.resolve().name
+        metadata = gguf_metadata(name, model, config_of(checkpoint), checkpoint.generation_config)
         if (checkpoint.path / "tokenizer.json").exists():
             metadata |= gguf_tokenizer(checkpoint.path, model.vocab_size)
     metadata["general.file_type"] = file_type(matrices)
@@ -187,21 +189,17 @@ def _metadata(checkpoint: Checkpoint, matrices: BlockFormat) -> dict[str, Metada
 
 def _write_files(folder: Path, checkpoint: Checkpoint, matrices: BlockFormat) -> None:
     """Everything in a model's folder but the tensors, most of which have this type."""
-    dtype = _TORCH_DTYPES[matrices.name]
+    dtype = TORCH_DTYPES[matrices.name]
     if checkpoint.kind == "hf":
         for name in _COPIED_FILES:
             if (checkpoint.path / name).is_file():
                 shutil.copyfile(checkpoint.path / name, folder / name)
         config = {key: value for key, value in checkpoint.config_source.items() if key not in _TYPE_FIELDS}
-        _write_json(folder / "config.json", {**config, "torch_dtype": dtype})
+        write_json(folder / "config.json", {**config, "torch_dtype": dtype})
         return
     metadata = checkpoint.config_source
-    _write_json(folder / "config.json", hf_config(checkpoint, decoder_of(checkpoint), dtype))
-    _write_json(folder / "generation_config.json", hf_generation_config(checkpoint))
+    write_json(folder / "config.json", hf_config(checkpoint, decoder_of(checkpoint), dtype))
+    write_json(folder / "generation_config.json", hf_generation_config(checkpoint))
     if "tokenizer.ggml.tokens" in metadata:
         for name, content in hf_tokenizer(metadata).items():
-            _write_json(folder / name, content)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_json(folder / name, content)

@@ -20,6 +20,7 @@ from jinn.weights.errors import WeightsError
 
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q4_k", "q6_k")
 FOLDER_TYPES = ("f32", "f16", "bf16")
+TORCH_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 # general.file_type (llama.h, enum llama_ftype), which only names the file
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,9 @@ def read_generation_config(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     name = "generation_config.json"
     return read_json(folder, name) if file_in(folder, name).exists() else {}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object in UTF-8, indented for people unless it is a vocabulary."""
+    indent = None if path.name == "tokenizer.json" else 2
+    path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
