@@ -51,7 +51,7 @@ def assert_equal_to_reference(path):
             assert bytes(file.mapping()[tensor.offset : end]) == expected.data.tobytes()
 
 
-@pytest.mark.parametrize("format_name", QUANTIZABLE)
+@pytest.mark.parametrize("format_name", [name for name in QUANTIZABLE if not name.endswith("_K")])
 def test_reads_what_the_gguf_package_writes(tmp_path, format_name):
     path = tiny.tiny_llama_gguf(tmp_path / "model.gguf", format_name=format_name)
     assert_equal_to_reference(path)
