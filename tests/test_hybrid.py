@@ -126,20 +126,38 @@ def test_the_same_prompt_again_computes_its_last_token(paths, family):
     assert answer_bytes(answers[0]) == answer_bytes(answers[1]) == answer_bytes(answers[2])
 
 
+def check_starved(path, num_requests):
+    """Requests that go on from parts of earlier ones, a few at a time, with slots for few snapshots."""
+    rng, cold = Random(5), start(path)
+    config = config_of(path)
+    runner, info = load_runner(config, lambda loaded, total: None)
+    starved = Engine(SmallerCache(runner, 40, num_state_slots=7), info, replace(config, max_model_len=600))
+    prompts = [random_ids(rng, 30)]
+    for first in range(0, num_requests, 4):
+        submits = []
+        for number in range(first, first + rng.randint(1, 4)):
+            kept = rng.choice(prompts)
+            prompt = kept[: rng.randint(1, min(len(kept), 100))] + random_ids(rng, rng.randint(1, 20))
+            starts = (rng.randint(0, len(prompt)),)
+            request = Submit(f"r{number}", rng.choice("ab"), prompt, sampling_of(number, max_tokens=5))
+            submits.append(replace(request, turn_starts=starts))
+        for request, outputs in zip(submits, serve(starved, *submits), strict=True):
+            assert answer_bytes(outputs) == answer_bytes(
+                *serve(cold, replace(request, tenant=request.request_id))
+            )
+            prompts = [*prompts[-50:], request.prompt_ids, request.prompt_ids + ids_of(outputs)]
+    assert starved.stats.num_used_blocks == 0
+    assert starved.stats.num_cached_tokens > num_requests
+
+
 @pytest.mark.parametrize("family", HYBRIDS)
 def test_few_slots_cost_reuse_and_nothing_else(paths, family):
-    rng, cold = Random(5), start(paths(family))
-    config = config_of(paths(family))
-    runner, info = load_runner(config, lambda loaded, total: None)
-    starved = Engine(SmallerCache(runner, 40, num_state_slots=2), info, replace(config, max_model_len=600))
-    prompts = [random_ids(rng, 30)]
-    for number in range(24):
-        kept = rng.choice(prompts)
-        prompts.append(kept[: rng.randint(1, len(kept))] + random_ids(rng, rng.randint(1, 20)))
-        request = Submit(f"r{number}", "me", prompts[-1], sampling_of(number, max_tokens=5))
-        (outputs,) = serve(starved, request)
-        assert answer_bytes(outputs) == answer_bytes(*serve(cold, replace(request, tenant=f"s{number}")))
-        prompts.append(prompts[-1] + ids_of(outputs))
+    check_starved(paths(family), 60)
+
+
+@pytest.mark.soak
+def test_few_slots_at_length(paths):
+    check_starved(paths("qwen3_next"), 10_000)
 
 
 class PlantedDrafter:
