@@ -21,6 +21,7 @@ from jinn.engine.config import Activations, EngineConfig, KVCacheDtype, Speculat
 from jinn.engine.engine import Engine
 from jinn.engine.messages import (
     Abort,
+    EngineStats,
     FinishReason,
     Prefilling,
     Ready,
@@ -91,7 +92,7 @@ class LLM:
         max_num_seqs, max_num_batched_tokens, cache_memory: None takes EngineConfig's default.
         speculative: where guesses at the next tokens come from, which never change an answer: "ngram" (the
             text so far), "draft" (`draft_model`, a smaller model), "mtp" (the model's own module), or "off".
-        num_speculative_tokens: guessed at a time; None takes EngineConfig's default.
+        num_speculative_tokens: guessed at a time; None takes what suits the source.
         chat_template: a file to use instead of the model's own.
         progress: called with the bytes loaded so far, and all.
 
@@ -122,7 +123,6 @@ class LLM:
             "max_num_seqs": max_num_seqs,
             "max_num_batched_tokens": max_num_batched_tokens,
             "cache_memory": cache_memory,
-            "num_speculative_tokens": num_speculative_tokens,
         }
         config = EngineConfig(
             model=str(path),
@@ -131,6 +131,7 @@ class LLM:
             kv_cache_dtype=kv_cache_dtype,
             activations=activations,
             speculative=speculative,
+            num_speculative_tokens=num_speculative_tokens,
             draft_model=None if draft_model is None else str(resolve_model(str(draft_model))),
             **{name: value for name, value in limits.items() if value is not None},
         )
@@ -144,6 +145,11 @@ class LLM:
     def ready(self) -> Ready:
         """What was settled on while loading: limits, sizes, fingerprint, and notes on automatic choices."""
         return self._open_engine().ready
+
+    @property
+    def stats(self) -> EngineStats:
+        """Gauges, and counters since the start."""
+        return self._open_engine().stats
 
     @property
     def has_chat_template(self) -> bool:

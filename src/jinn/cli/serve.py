@@ -75,7 +75,10 @@ def serve(
         ),
     ] = None,
     num_speculative_tokens: Annotated[
-        int | None, _count("num_speculative_tokens", "Tokens guessed at a time.")
+        int | None,
+        typer.Option(
+            metavar="N", help="Tokens guessed at a time.", show_default="8 of ngram, 4 of draft, 3 of mtp"
+        ),
     ] = None,
     draft_model: Annotated[
         str | None,

@@ -17,6 +17,9 @@ KVCacheDtype = Literal["bf16", "int8", "f32"]
 Activations = Literal["int12", "int8", "bf16", "f32"]
 Speculative = Literal["off", "ngram", "draft", "mtp"]
 
+# A run of text that came before is long; a module or a small model is seldom right for long.
+_SPECULATIVE_TOKENS = {"off": 0, "ngram": 8, "draft": 4, "mtp": 3}
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -39,7 +42,7 @@ class EngineConfig:
     block_size: int = 32  # tokens per cache block
     state_memory: int | None = None  # bytes of cache_memory for recurrent states; None: half of it
     speculative: Speculative = "off"  # where guesses at the next tokens come from
-    num_speculative_tokens: int = 4  # guessed at a time
+    num_speculative_tokens: int | None = None  # guessed at a time; None: what suits the source
     draft_model: str | None = None  # a path; with speculative "draft"
     log_level: LogLevel = "info"
 
@@ -66,7 +69,9 @@ class EngineConfig:
     @property
     def num_draft_tokens(self) -> int:
         """The most that a step checks of a sequence."""
-        return 0 if self.speculative == "off" else self.num_speculative_tokens
+        if self.num_speculative_tokens is None or self.speculative == "off":
+            return _SPECULATIVE_TOKENS[self.speculative]
+        return self.num_speculative_tokens
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -30,7 +30,7 @@ def start_engine(config: EngineConfig, load_runner: LoadRunner, progress: Progre
 def _drafter(
     runner: Runner, config: EngineConfig, draft_memory: int, load_runner: LoadRunner
 ) -> Drafter | None:
-    num_tokens = config.num_speculative_tokens
+    num_tokens = config.num_draft_tokens
     if config.speculative == "ngram":
         return NgramDrafter(num_tokens)
     if config.speculative == "mtp":
