@@ -55,11 +55,18 @@ class TurnRequest:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A turn that is ready to be generated."""
+    """A turn that is ready to be generated.
+
+    Attributes:
+        sampling: with the budget of thoughts.
+        make_parser: makes what reads a choice.
+        is_thinking: the prompt leaves the model in its thoughts.
+    """
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
     make_parser: Callable[[], MessageParser]
+    is_thinking: bool
 
 
 async def prepare_turn(service: Service, request: TurnRequest, sampling: SamplingParams) -> Turn:
@@ -98,7 +105,7 @@ async def prepare_turn(service: Service, request: TurnRequest, sampling: Samplin
         is_thinking=is_thinking,
         parallel=request.parallel_tool_calls,
     )
-    return Turn(prompt_ids, sampling, make_parser)
+    return Turn(prompt_ids, sampling, make_parser, is_thinking)
 
 
 def _check_tools(service: Service, request: TurnRequest) -> None:
