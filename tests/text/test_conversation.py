@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import random
@@ -10,6 +11,8 @@ from typing import Any
 
 import official
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from jinn.text.chat_format import ChatFormat
@@ -266,6 +269,57 @@ def test_an_answer_reads_back(family: str, is_thinking: bool) -> None:
     (found,) = read.tool_calls
     assert found.name == "f"
     assert json.loads(found.arguments) == {"a": 1, "s": "é\n"}
+
+
+TEXTS = st.sampled_from(
+    ["", " ", "Hi", "<|im_end|>", "</think>", "<think>", "{{ x }}", "é\n", "[]", "{", '{"a": 1}']
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | TEXTS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXTS, inner, max_size=2),
+    max_leaves=4,
+)
+OBJECTS = st.dictionaries(TEXTS, VALUES, max_size=2)
+NAMES = st.sampled_from(["f", "g", "arguments"])
+CALLS = st.fixed_dictionaries(
+    {"function": st.fixed_dictionaries({"name": NAMES, "arguments": TEXTS | OBJECTS})},
+    optional={"id": TEXTS, "type": st.just("function")},
+)
+MESSAGES = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "developer", "user", "assistant", "tool"])},
+    optional={
+        "content": TEXTS | st.none() | st.just([{"type": "text", "text": "<|im_start|>"}]),
+        "name": NAMES,
+        "reasoning_content": TEXTS,
+        "reasoning": TEXTS,
+        "tool_calls": st.lists(CALLS, max_size=2),
+        "tool_call_id": TEXTS,
+    },
+)
+SCHEMAS = st.fixed_dictionaries(
+    {}, optional={"type": st.just("object"), "properties": VALUES, "required": VALUES, "x": VALUES}
+)
+TOOLS = st.builds(
+    lambda function: {"type": "function", "function": function},
+    st.fixed_dictionaries({"name": NAMES}, optional={"description": TEXTS, "parameters": SCHEMAS}),
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=60, deadline=None)
+@given(
+    messages=st.lists(MESSAGES, min_size=1, max_size=4),
+    tools=st.none() | st.lists(TOOLS, max_size=2),
+    is_continued=st.booleans(),
+    is_thinking=st.none() | st.booleans(),
+)
+def test_a_conversation_is_rendered_or_refused(
+    family: str, messages: list[Any], tools: list[Any] | None, is_continued: bool, is_thinking: bool | None
+) -> None:
+    variables = {} if is_thinking is None else {"enable_thinking": is_thinking, "thinking": is_thinking}
+    with contextlib.suppress(ValueError):
+        ids = encode(family, messages, tools=tools, continue_final_message=is_continued, **variables)
+        assert isinstance(ids, list)
 
 
 def test_variables() -> None:
