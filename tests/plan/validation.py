@@ -32,7 +32,7 @@ class Row:
 def instance(model, chip, engine, precision, placement, chunk=16384):
     shape = shape_of(model, precision)
     known = find_chip(chip)
-    machine = Machine(known, find_efficiency(known.name, engine, shape.architecture))
+    machine = Machine(known, find_efficiency(known.name, engine, shape.architecture, precision))
     return Instance(shape, machine, placement, chunk)
 
 

@@ -16,9 +16,8 @@ from jinn.cli.options import DEFAULTS, ModelArgument, ThreadsOption, format_size
 from jinn.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from jinn.engine.benchmark import Limits
+    from jinn.engine.benchmark import Benchmark, Limits
     from jinn.models.costs import Costs
-    from jinn.models.model import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ def measure(path: Path, workload: Workload, threads: int | None) -> dict[str, An
     num_threads = threads or _native.default_num_threads()
     kernels = _native.choose_kernels(env.isa() or "")
     limits = probe(num_threads, kernels)
-    times = _time(path, model, workload, num_threads)
+    times = _time(path, workload, num_threads)
     shares = Shares(limits, model_costs, kv_bytes_per_token(model, DEFAULTS["kv_cache_dtype"]))
     return {
         "model": path.name,
@@ -126,19 +125,27 @@ class Times:
     decode_tok_s: dict[str, list[float]]
 
 
-def _time(path: Path, model: Model, workload: Workload, num_threads: int) -> Times:
-    """Load the model and run each measurement once to warm up, then as often as asked."""
+def load_benchmark(path: Path, num_seqs: int, max_len: int, num_threads: int) -> Benchmark:
+    """Load the model, with a cache for `num_seqs` sequences of `max_len` tokens."""
     from jinn.engine.benchmark import Benchmark, num_blocks
     from jinn.engine.config import EngineConfig
     from jinn.engine.loading import load_runner
+    from jinn.models.registry import model_of
+    from jinn.weights.checkpoint import open_checkpoint
 
-    num_seqs = max(workload.batch_sizes)
-    blocks = num_blocks(num_seqs, workload.max_len, DEFAULTS["block_size"])
+    with open_checkpoint(path) as checkpoint:
+        model = model_of(checkpoint)
+    blocks = num_blocks(num_seqs, max_len, DEFAULTS["block_size"])
     cache_memory = blocks * kv_block_bytes(model, DEFAULTS["kv_cache_dtype"])
     config = EngineConfig(str(path), num_threads=num_threads, cache_memory=cache_memory)
     with progress_bar("Loading", is_bytes=True) as on_load:
         runner, _ = load_runner(config, on_load)
-    benchmark = Benchmark(runner, num_seqs, workload.max_len, config.max_num_batched_tokens)
+    return Benchmark(runner, num_seqs, max_len, config.max_num_batched_tokens)
+
+
+def _time(path: Path, workload: Workload, num_threads: int) -> Times:
+    """Load the model and run each measurement once to warm up, then as often as asked."""
+    benchmark = load_benchmark(path, max(workload.batch_sizes), workload.max_len, num_threads)
 
     def rates(num_tokens: int, seconds: Callable[[], float]) -> list[float]:
         seconds()

@@ -9,7 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from jinn.cli import here
+from jinn.cli.options import aligned
+
 app = typer.Typer(help="Plan capacity, cost and margin.", no_args_is_help=True, rich_markup_mode=None)
+app.command("here")(here.here)
 
 ScenarioArgument = Annotated[
     Path | None,
@@ -253,12 +257,4 @@ def _format_catalogue() -> str:
         cells = (f"{chip.fact(name) / unit:,.0f}" if chip.has(name) else "-" for name, unit in columns)
         table.append((chip.name, *cells))
     widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
-    return "\n".join(
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in table
-    )
+    return "\n".join(aligned(row, widths) for row in table)

@@ -9,6 +9,7 @@ from math import prod
 
 from jinn.models.model import Model
 from jinn.models.parameters import ParameterSpec
+from jinn.models.work import Storage
 from jinn.weights.block_formats import BlockFormat
 from jinn.weights.checkpoint import Checkpoint
 
@@ -62,6 +63,19 @@ def costs(model: Model, checkpoint: Checkpoint) -> Costs:
         {_arithmetic(formats[head]): 2.0 * prod(specs[head].shape)},
         model,
     )
+
+
+def checkpoint_storage(model: Model, checkpoint: Checkpoint) -> Storage:
+    """Bytes and arithmetic of each parameter as the checkpoint stores it; vectors are float32 in memory."""
+    origins = model.origins(checkpoint)
+
+    def storage(name: str, spec: ParameterSpec) -> tuple[float, str]:
+        if len(spec.shape) == 1:
+            return 4.0 * prod(spec.shape), "f32"
+        stored = checkpoint.tensors[origins[name].names[0]].format
+        return prod(spec.shape) / stored.block_elems * stored.block_bytes, _arithmetic(stored)
+
+    return storage
 
 
 def _active_bytes(spec: ParameterSpec, block_format: BlockFormat) -> int:

@@ -12,7 +12,7 @@ from math import prod
 
 from jinn.models.model import Model
 from jinn.models.parameters import Parallel, ParameterSpec
-from jinn.ops.protocol import KVSpec
+from jinn.ops.protocol import KVSpec, StateSpec
 
 _LAYER, _EMBEDDING, _HEAD = "model.layers.", "model.embed_tokens.weight", "lm_head.weight"
 
@@ -97,18 +97,20 @@ def model_work(model: Model, storage: Storage) -> ModelWork:
     for name, spec in specs.items():
         if name.startswith(_LAYER):
             layers.setdefault(int(name[len(_LAYER) :].split(".", 1)[0]), {})[name] = spec
-    kv, attention = model.kv_specs(), _attention_flops(model)
-    kinds = Counter(
-        _layer_work(layers[index], storage, kv[place], attention)
-        for place, index in enumerate(sorted(layers))
-    )
+    kv, states, attention = list(model.kv_specs()), list(model.state_specs()), _attention_flops(model)
+    kinds: Counter[LayerWork] = Counter()
+    for index in sorted(layers):
+        is_recurrent = any(".linear_attn." in name for name in layers[index])
+        spec = None if is_recurrent else kv.pop(0)
+        state = states.pop(0) if is_recurrent else None
+        kinds[_layer_work(layers[index], storage, spec, state, attention)] += 1
     head = _HEAD if _HEAD in specs else _EMBEDDING
     return ModelWork(
         tuple(replace(layer, count=count) for layer, count in kinds.items()),
         0.0 if head == _EMBEDDING else storage(_EMBEDDING, specs[_EMBEDDING])[0],
         _matrix(head, specs[head], storage),
         model.hidden_size,
-        sum(prod(spec.shape) for spec in specs.values()),
+        sum(prod(spec.shape) for name, spec in specs.items() if not name.startswith("mtp.")),
         model.active_parameters(),
     )
 
@@ -123,25 +125,33 @@ def _layer_work(
     specs: Mapping[str, ParameterSpec],
     storage: Storage,
     kv: KVSpec | None,
+    state: StateSpec | None,
     attention_flops: float,
 ) -> LayerWork:
     matrices = tuple(_matrix(name, spec, storage) for name, spec in specs.items() if len(spec.shape) > 1)
     vectors = sum(storage(name, spec)[0] for name, spec in specs.items() if len(spec.shape) == 1)
-    expanded = _expanded_flops(specs, kv, attention_flops)
-    return LayerWork(1, matrices, vectors, kv, 0, 0, attention_flops, expanded)
+    if kv is not None:
+        expanded = _expanded_flops(specs, kv, attention_flops)
+        return LayerWork(1, matrices, vectors, kv, 0, 0, attention_flops, expanded)
+    if state is None:
+        raise ValueError("a layer keeps neither keys and values nor a state")
+    values = state.num_value_heads * state.key_dim * state.value_dim
+    tail = (state.conv_kernel - 1) * state.conv_dim
+    return LayerWork(1, matrices, vectors, None, values, tail, 0.0, 0.0)
 
 
-def _expanded_flops(specs: Mapping[str, ParameterSpec], kv: KVSpec | None, absorbed: float) -> float:
-    """MLA's latent is expanded to keys and values by kv_b_proj; rotary columns stay as they are.
+def _expanded_flops(specs: Mapping[str, ParameterSpec], kv: KVSpec, absorbed: float) -> float:
+    """MLA's latent is expanded for each head to its key's plain columns and its value.
 
-    Absorbed, a head's score and value take 2 * (key_dim + value_dim); expanded, 2 * (its rows of kv_b_proj +
-    the rotary columns).
+    Absorbed, a head's score and value take 2 * (key_dim + value_dim) of the latent; expanded, 2 * (plain +
+    rotary + value columns).
     """
-    expansions = [spec for name, spec in specs.items() if ".kv_b_proj." in name]
-    if kv is None or not expansions:
+    keys = [spec.shape for name, spec in specs.items() if ".k_b_proj." in name]
+    values = [spec.shape for name, spec in specs.items() if ".v_b_proj." in name]
+    if not keys or not values:
         return absorbed
-    num_heads = absorbed / (2 * (kv.key_dim + kv.value_dim))
-    return 2 * (expansions[0].shape[0] + num_heads * (kv.key_dim - kv.value_dim))
+    num_heads, _, plain = keys[0]
+    return 2.0 * num_heads * (plain + kv.key_dim - kv.value_dim + values[0][1])
 
 
 def _matrix(name: str, spec: ParameterSpec, storage: Storage) -> Matrix:

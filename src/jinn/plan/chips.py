@@ -74,12 +74,8 @@ class Chip:
         return int(self.facts["scaleup_size"].value) if self.has("scaleup_size") else 1
 
     def peak(self, precision: str) -> float:
-        """Dense operations/s; bf16's where the chip has none for fp8 or int8."""
-        order = {"fp8": ("fp8", "bf16"), "int4": ("int8", "bf16"), "int8": ("int8", "bf16")}
-        for name in order.get(precision, (precision,)):
-            if self.has(name):
-                return self.fact(name)
-        return self.fact("bf16")
+        """Dense operations/s; bf16's where the chip has none for this precision."""
+        return self.fact(precision if self.has(precision) else "bf16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

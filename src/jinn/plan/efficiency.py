@@ -7,14 +7,14 @@ from dataclasses import dataclass, fields
 from functools import cache
 
 from jinn.plan.chips import rows
-from jinn.plan.tables import ScenarioError, quantity, text
+from jinn.plan.tables import ScenarioError, choice, quantity, text
 
 ANY = "*"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Efficiency:
-    """Shares of peaks, and seconds; keyed by chip, engine and class of architecture (`*` stands for any).
+    """Shares of peaks, and seconds; keyed by chip, engine, class of architecture and precision (`*`: any).
 
     Shares of the peak of arithmetic: linear, experts, attention. Of the memory's bandwidth: weights, kv. Of a
     link's: link. `overlap` is the share of the shorter of computing and exchanging experts that hides behind
@@ -25,6 +25,7 @@ class Efficiency:
     chip: str = text(ANY)
     engine: str = text(ANY)
     architecture: str = text(ANY)
+    precision: str = text(ANY)
     linear: float = quantity("1", positive=True, high=1.0)
     experts: float = quantity("1", positive=True, high=1.0)
     attention: float = quantity("1", positive=True, high=1.0)
@@ -37,17 +38,17 @@ class Efficiency:
     step: float = quantity("s", 200e-6)
     request: float = quantity("s", 5e-6)
     first_token: float = quantity("s", 5e-3)
-    tile: float = quantity("1", 64.0, low=1.0)  # rows of a matrix of activations that are multiplied at once
+    tile: float = quantity("1", 64.0, low=1.0)  # rows of activations that are multiplied at once
+    attention_arithmetic: str = choice(("bf16", "f32"), "bf16")
     provenance: str = text("assumed")  # measured, calibrated or assumed
     source: str = text("the scenario")
 
-    def matches(self, chip: str, engine: str, architecture: str) -> bool:
-        wanted = (chip, engine, architecture)
-        return all(own in (ANY, name) for own, name in zip(self.key, wanted, strict=True))
+    def matches(self, key: tuple[str, str, str, str]) -> bool:
+        return all(own in (ANY, name) for own, name in zip(self.key, key, strict=True))
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        return self.chip, self.engine, self.architecture
+    def key(self) -> tuple[str, str, str, str]:
+        return self.chip, self.engine, self.architecture, self.precision
 
 
 @cache
@@ -64,12 +65,15 @@ def _row(row: Mapping[str, str]) -> Efficiency:
     return Efficiency(**values)  # type: ignore[arg-type]
 
 
-def find_efficiency(chip: str, engine: str, architecture: str, own: Iterable[Efficiency] = ()) -> Efficiency:
-    """The most specific row, the scenario's own before the published: by chip, then engine, then class.
+def find_efficiency(
+    chip: str, engine: str, architecture: str, precision: str, own: Iterable[Efficiency] = ()
+) -> Efficiency:
+    """The most specific row, the scenario's own before the published: by chip, engine, class, precision.
 
     Raises ScenarioError where the engine has no row at all.
     """
-    candidates = [row for row in (*own, *published()) if row.matches(chip, engine, architecture)]
+    key = (chip, engine, architecture, precision)
+    candidates = [row for row in (*own, *published()) if row.matches(key)]
     if not candidates:
         engines = sorted({row.engine for row in published()})
         raise ScenarioError(f"engine {engine!r} has no efficiencies; there are {', '.join(engines)}")

@@ -206,7 +206,8 @@ def _search(scenario: ServeScenario, chip: Chip) -> Search:
             f"{shape.max_position_embeddings}"
         )
     machine = Machine(
-        chip, find_efficiency(chip.name, engine.name, shape.architecture, scenario.efficiencies)
+        chip,
+        find_efficiency(chip.name, engine.name, shape.architecture, shape.precision, scenario.efficiencies),
     )
     fixed = scenario.placement.num_seqs if scenario.placement else None
     return Search(

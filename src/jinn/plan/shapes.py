@@ -6,6 +6,7 @@ Shapes and costs are the model files' own (jinn.models); here only bytes per wei
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jinn.models.config import hf_fields
+from jinn.models.costs import checkpoint_storage
 from jinn.models.fields import ConfigError
 from jinn.models.model import Model
 from jinn.models.parameters import ParameterSpec
@@ -102,6 +104,8 @@ def kv_values(spec: Any) -> int:
 
 def shape_of(name: str, precision: str = "bf16", kv_dtype: str = "bf16") -> Shape:
     """A preset's, a config.json's, a folder's or a GGUF file's model. Raises ScenarioError, ConfigError."""
+    if Path(name).is_file() and not name.endswith(".json"):
+        return _shape_of_checkpoint(Path(name), kv_dtype)
     if precision not in PRECISIONS:
         raise ScenarioError(f"model.precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if kv_dtype not in KV_BYTES:
@@ -110,6 +114,21 @@ def shape_of(name: str, precision: str = "bf16", kv_dtype: str = "bf16") -> Shap
     work = model_work(model, uniform_storage(precision))
     short = Path(name).name if Path(name).exists() else name
     return Shape(short, model.family, work, precision, kv_dtype, model.max_position_embeddings, note)
+
+
+def _shape_of_checkpoint(path: Path, kv_dtype: str) -> Shape:
+    """As the file's tensors are stored; its precision is the type of most bytes."""
+    from jinn.models.registry import model_of
+    from jinn.weights.checkpoint import open_checkpoint
+
+    with open_checkpoint(path) as checkpoint:
+        model = model_of(checkpoint)
+        work = model_work(model, checkpoint_storage(model, checkpoint))
+        sizes: Counter[str] = Counter()
+        for info in checkpoint.tensors.values():
+            sizes[info.format.name] += info.nbytes
+    most = sizes.most_common(1)[0][0]
+    return Shape(path.name, model.family, work, most, kv_dtype, model.max_position_embeddings)
 
 
 def uniform_storage(precision: str) -> Storage:
@@ -145,11 +164,7 @@ def _model_of_path(path: Path) -> Model:
     config = path / "config.json" if path.is_dir() else path
     if config.suffix == ".json":
         return model_of_config(_read_json(config), str(config))
-    from jinn.models.registry import model_of
-    from jinn.weights.checkpoint import open_checkpoint
-
-    with open_checkpoint(path) as checkpoint:
-        return model_of(checkpoint)
+    raise ScenarioError(f"model.name: {path} is neither a config.json nor a folder with one")
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

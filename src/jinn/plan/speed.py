@@ -159,8 +159,9 @@ def _split(matrix: Matrix, placement: Placement) -> int:
 
 
 def _matrix_seconds(matrix: Matrix, machine: Machine, split: int, num_tokens: float) -> float:
+    """Fewer rows than a tile cost as much as a tile."""
     return machine.seconds(
-        num_tokens * matrix.flops / split,
+        (max(num_tokens, machine.efficiency.tile) if num_tokens else 0) * matrix.flops / split,
         matrix.arithmetic,
         machine.efficiency.linear,
         matrix.num_bytes / split,
@@ -204,14 +205,16 @@ def _attention_seconds(
     kv_split = min(placement.tp, layer.kv.num_kv_heads)
     positions = step.num_seqs * step.context
     num_bytes = positions * kv_values(layer.kv) * KV_BYTES[shape.kv_dtype] / kv_split
-    return machine.seconds(flops, "bf16", machine.efficiency.attention, num_bytes, machine.efficiency.kv)
+    arithmetic = machine.efficiency.attention_arithmetic
+    return machine.seconds(flops, arithmetic, machine.efficiency.attention, num_bytes, machine.efficiency.kv)
 
 
 def _recurrence_seconds(layer: LayerWork, machine: Machine, placement: Placement, step: Step) -> float:
     """States are read and written once per sequence and step, in float32."""
     num_bytes = 2 * step.num_seqs * (4 * layer.state_values + 2 * layer.conv_values) / placement.tp
     flops = step.num_tokens * layer.state_flops / placement.tp
-    return machine.seconds(flops, "bf16", machine.efficiency.attention, num_bytes, machine.efficiency.kv)
+    arithmetic = machine.efficiency.attention_arithmetic
+    return machine.seconds(flops, arithmetic, machine.efficiency.attention, num_bytes, machine.efficiency.kv)
 
 
 def _activation_seconds(
