@@ -101,9 +101,9 @@ def model_work(model: Model, storage: Storage) -> ModelWork:
     kinds: Counter[LayerWork] = Counter()
     for index in sorted(layers):
         is_recurrent = any(".linear_attn." in name for name in layers[index])
-        spec = None if is_recurrent else kv.pop(0)
+        kept = None if is_recurrent else kv.pop(0)
         state = states.pop(0) if is_recurrent else None
-        kinds[_layer_work(layers[index], storage, spec, state, attention)] += 1
+        kinds[_layer_work(layers[index], storage, kept, state, attention)] += 1
     head = _HEAD if _HEAD in specs else _EMBEDDING
     return ModelWork(
         tuple(replace(layer, count=count) for layer, count in kinds.items()),

@@ -145,14 +145,16 @@ def _play(
             if waiting[0][1] <= 0:
                 done.append(waiting.popleft())
         full, beside = decode(len(running))
-        seconds = prefill(read) + beside if read else full
+        # stages work on several steps of prompts at once: the next can start when the first stage is done
+        flight = prefill(read) * (1 - 1 / instance.placement.pp) if read else 0.0
+        seconds = prefill(read) - flight + beside if read else full
         now, step = now + seconds, step + gain
         weight, area = weight + seconds, area + seconds * len(running)
         while running and running[0][0] <= step:
             _, since, count = heapq.heappop(running)
             token.append((now - since) / count)
         for arrival, _, outputs in done:
-            first.append(now - arrival + overhead)
+            first.append(now + flight - arrival + overhead)
             if outputs > 1:
                 heapq.heappush(running, (step + outputs - 1, now, outputs - 1))
     return Simulated(sorted(first), sorted(token) or [0.0], area / weight if weight else 0.0)

@@ -266,7 +266,7 @@ def _check(scenario: TrainScenario, shape: Shape, chip: Chip) -> None:
     if micro_batches(scenario) < 1:
         least = parallel.dp * run.micro_batch * run.sequence
         raise ScenarioError(f"run.batch {run.batch:g} is less than {least} tokens, one micro batch a rank")
-    if parallel.chips > 1 and not chip.has("scaleup"):
+    if parallel.chips > 1:
         chip.fact("scaleup")
     if scenario.model.precision == "fp8" and not chip.has("fp8"):
         raise MissingFactError(
