@@ -222,7 +222,8 @@ def _add_latent_metadata(writer: GGUFWriter, config: dict, is_old: bool) -> None
     writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
     writer.add_expert_group_count(config["n_group"])
     writer.add_expert_group_used_count(config["topk_group"])
-    writer.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
+    if "mscale_all_dim" in rope:
+        writer.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
 
 
 GGUF_NAMES = {"qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe", "deepseek_v3": "deepseek2"}
