@@ -5,9 +5,16 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from official import official
 
 from jinn.engine.messages import FinishReason, SamplingParams, TokenLogprobs, TokenOutput
 from jinn.text.choice import Choice, Delta
+from jinn.text.message import AssistantMessage, ToolCall
+from jinn.text.message_parser import MessageParser
+from jinn.text.reasoning import ReasoningFormat, ReasoningParser
+from jinn.text.tokenizer import Tokenizer
+from jinn.text.tool_formats.calls import Tool
+from jinn.text.tools import TOOL_FORMATS, ToolParser
 from server.fakes import EOS, ByteTokenizer
 
 
@@ -94,3 +101,55 @@ def test_cut_anywhere_gives_the_same(text: str, stop: list[str], sizes: list[int
     assert not any(text in text_of(deltas) for text in stop)
     assert [e for d in deltas for e in d.entries] == [e for d in whole for e in d.entries]
     assert deltas[-1].finish_reason == whole[-1].finish_reason == "stop"
+
+
+CALLS = {
+    "qwen3": '<think>\nHm.\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {"a": "é"}}\n</tool_call>',
+    "deepseek": (
+        "<\uff5ctool▁calls▁begin\uff5c><\uff5ctool▁call▁begin\uff5c>function<\uff5ctool▁sep\uff5c>f\n```json\n"
+        '{"a": "é"}\n```<\uff5ctool▁call▁end\uff5c><\uff5ctool▁calls▁end\uff5c>'
+    ),
+}
+
+
+def read(tokenizer: Tokenizer, token_ids: list[int], **options: bool) -> tuple[AssistantMessage, Choice, str]:
+    """What a choice of these tokens says, that it says it piece by piece, and why it ended."""
+    reasoning = ReasoningParser(ReasoningFormat("<think>", "</think>", "</think>"), is_open=False)
+    name = "deepseek_v3" if tokenizer is official("deepseek") else "hermes"
+    tools = ToolParser(TOOL_FORMATS[name], [Tool("f")], make_id=lambda: "id", **options)
+    choice = Choice(0, SamplingParams(), tokenizer, parser=MessageParser(reasoning, tools))
+    message, reason = AssistantMessage(), ""
+    for position, token_id in enumerate(token_ids):
+        is_last = position + 1 == len(token_ids)
+        finish_reason = FinishReason.STOP if is_last else None
+        if delta := choice.take(TokenOutput("r", 0, (token_id,), finish_reason=finish_reason)):
+            reason = delta.finish_reason or ""
+            for part in delta.parts:
+                message.add(part)
+        if choice.is_finished:
+            break
+    return message, choice, reason
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("parse_special", [True, False])
+def test_calls_are_read_from_tags_as_tokens_or_as_text(name: str, parse_special: bool) -> None:
+    tokenizer = official(name)
+    ids = tokenizer.encode(CALLS[name], parse_special=parse_special, add_bos=False)
+    message, choice, reason = read(tokenizer, [*ids, tokenizer.eos_token_ids[0]])
+    has_thoughts = "<think>" in CALLS[name]
+    assert message == AssistantMessage("Hm." if has_thoughts else "", "", [ToolCall("id", "f", '{"a": "é"}')])
+    assert reason == "tool_calls"
+    thoughts = CALLS[name].partition("</think>")[0] + "</think>"
+    num_thoughts = len(tokenizer.encode(thoughts, parse_special=parse_special, add_bos=False))
+    # As text, the last token may hold more than the tag.
+    assert abs(choice.num_reasoning_tokens - (num_thoughts if has_thoughts else 0)) <= (not parse_special)
+
+
+def test_a_choice_ends_with_its_only_call() -> None:
+    tokenizer = official("qwen3")
+    ids = tokenizer.encode(CALLS["qwen3"] * 2)
+    message, choice, reason = read(tokenizer, [*ids, tokenizer.eos_token_ids[0]], parallel=False)
+    assert len(message.tool_calls) == 1
+    assert reason == "tool_calls"
+    assert choice.num_tokens < len(ids) / 2
