@@ -49,6 +49,7 @@ SHAPES = (
     Shape(1, 4, 128, 128, 16),
     Shape(2, 1, 24, 12, 16),
     Shape(1, 5, 8, 100, 32),
+    Shape(1, 33, 24, 16, 16),
 )
 BY_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.num_kv_heads}x{s.group}x{s.key_dim}")
 
@@ -106,6 +107,30 @@ def test_values(isa, dtype, shape):
     attend = program(shape, random_qkv(shape, sum(CONTEXTS)), isa=isa)
     (y,) = attend.run(batch, native_cache(shape, dtype, batch.block_tables.size))
     assert_close(y, expected_of_all_contexts(shape, dtype))
+
+
+WIDE = (Shape(1, 20, 576, 512, 16), Shape(2, 8, 256, 256, 32))  # DeepSeek-V3's absorbed, Qwen3-Next's
+
+
+@BY_ISA
+@BY_DTYPE
+@pytest.mark.parametrize("shape", WIDE, ids=["576", "256"])
+def test_wide_heads(isa, dtype, shape):
+    """And many that share a key: token by token, with two threads, the bits of the whole."""
+    lengths, num_tokens = (1, 17, 70), 88
+    ends = np.cumsum(lengths)
+    rows = [range(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+    batch = packed_sequences([(r, len(r)) for r in rows], shape.block_size)
+    qkv = random_qkv(shape, num_tokens)
+    (y,) = program(shape, qkv, isa=isa).run(batch, native_cache(shape, dtype, batch.block_tables.size))
+    blocks = PagedCache([shape.spec], dtype, batch.block_tables.size, shape.block_size)
+    context = Context(tensor_batch(batch), blocks)
+    expected = ReferenceOps().attention(*map(torch.from_numpy, qkv), context, shape.spec, shape.scale)
+    assert_close(y, expected.numpy())
+    attend, blocks = program(shape, qkv, isa=isa, num_threads=2), native_cache(shape, dtype, 5)
+    for length, row in enumerate(rows[-1], start=1):
+        (token,) = attend.run(one_sequence([row], length, shape.block_size), blocks)
+        assert_same_bits(token[0], y[row])
 
 
 @BY_ISA

@@ -326,8 +326,7 @@ void attend(const AttentionPiece& piece) {
   Row rows[kMaxRows];
   int count = 0;
   for (int64_t token = piece.first_token; token < piece.last_token; ++token) {
-    for (int h = 0; h < piece.group_size; ++h) {
-      const int head = piece.kv_head * piece.group_size + h;
+    for (int64_t head = piece.first_head; head < piece.last_head; ++head) {
       Row& row = rows[count++];
       row.query = piece.query.row(token) + head * layer.key_dim;
       row.output = piece.output.row(token) + head * layer.value_dim;

@@ -88,7 +88,8 @@ struct AttentionPiece {
   const KVCache* cache;
   int layer;
   SequenceView sequence;
-  int kv_head, group_size;          // query heads kv_head * group_size ...
+  int kv_head;
+  int64_t first_head, last_head;    // of the queries
   int64_t first_token, last_token;  // of the batch
   float scale;
   Matrix query, output;

@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kLinearRows = 64;       // rows of a linear that one claim covers
 constexpr int64_t kAttentionTokens = 16;  // query tokens that one claim covers
+constexpr int64_t kAttentionHeads = 16;   // query heads of one key/value head that one claim covers
 
 class Embed : public RowWise {
  public:
@@ -255,8 +256,8 @@ class StoreKV : public RowWise {
   Operand k_, v_;
 };
 
-// Items are (sequence, chunk of query tokens, key/value head); the longest chunks come last in a sequence, so they are
-// claimed from its end.
+// Items are (sequence, chunk of query tokens, key/value head, block of its query heads); the longest chunks come last
+// in a sequence, so they are claimed from its end.
 class Attention : public Instruction {
  public:
   Attention(int layer, int num_kv_heads, float scale, Operand q, Operand out)
@@ -266,26 +267,28 @@ class Attention : public Instruction {
   int64_t num_items(const Step& step) const override {
     int64_t chunks = 0;
     for (int64_t s = 0; s < step.batch.num_seqs; ++s) chunks += num_chunks(step.batch.sequence(s));
-    return chunks * num_kv_heads_;
+    return chunks * num_kv_heads_ * num_head_blocks(step);
   }
 
   void run(const Step& step, int64_t item) const override {
-    int64_t chunk = item / num_kv_heads_, s = 0;
+    const int64_t head_blocks = num_head_blocks(step), kv_head = item / head_blocks % num_kv_heads_;
+    int64_t chunk = item / head_blocks / num_kv_heads_, s = 0;
     while (chunk >= num_chunks(step.batch.sequence(s))) chunk -= num_chunks(step.batch.sequence(s++));
     const SequenceView sequence = step.batch.sequence(s);
     const int64_t from_end = num_chunks(sequence) - 1 - chunk;
-    const KVLayer& layer = step.cache.layer(layer_);
-    AttentionPiece piece{
-        &step.cache, layer_,          sequence,         static_cast<int>(item % num_kv_heads_), 0, 0, 0,
-        scale_,      step.matrix(q_), step.matrix(out_)};
-    piece.group_size = static_cast<int>(q_.cols / layer.key_dim / num_kv_heads_);
-    piece.first_token = sequence.first_token + from_end * kAttentionTokens;
-    piece.last_token = std::min(sequence.first_token + sequence.num_tokens, piece.first_token + kAttentionTokens);
-    step.kernels.attention(piece);
+    const int64_t first_token = sequence.first_token + from_end * kAttentionTokens;
+    const int64_t first_head = kv_head * group_size(step) + item % head_blocks * kAttentionHeads;
+    step.kernels.attention({&step.cache, layer_, sequence, static_cast<int>(kv_head), first_head,
+                            std::min((kv_head + 1) * group_size(step), first_head + kAttentionHeads), first_token,
+                            std::min(sequence.first_token + sequence.num_tokens, first_token + kAttentionTokens),
+                            scale_, step.matrix(q_), step.matrix(out_)});
   }
 
  private:
   static int64_t num_chunks(const SequenceView& sequence) { return ceil_div(sequence.num_tokens, kAttentionTokens); }
+  // Query heads of one key/value head.
+  int64_t group_size(const Step& step) const { return q_.cols / step.cache.layer(layer_).key_dim / num_kv_heads_; }
+  int64_t num_head_blocks(const Step& step) const { return ceil_div(group_size(step), kAttentionHeads); }
 
   int layer_, num_kv_heads_;
   float scale_;
