@@ -33,6 +33,16 @@ JINN_INLINE void add_products(const u32x16* words, const uint8_t* const* x, int6
   }
 }
 
+// Few rows wait for memory, which then must be asked early: hardware looks no further than a page.
+constexpr int64_t kPrefetchBytes = 2048;
+
+template <class Codes>
+JINN_INLINE void prefetch_codes(const Tile& tile, int64_t group) {
+  const uint8_t* codes = tile.codes + group * Codes::kBits * kTileRows * 4;
+#pragma GCC unroll 8
+  for (int word = 0; word < Codes::kBits; ++word) __builtin_prefetch(codes + kPrefetchBytes + word * kTileRows * 4);
+}
+
 // One tile for R rows, which lie in one block of activations.
 template <class Codes, bool IsWide, int R>
 void tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) {
@@ -46,6 +56,7 @@ void tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) 
   for (int64_t g = 0, end = piece.weight->cols() / kGroup; g < end; ++g) {
     u32x16 words[kGroupWords];
     f32x16 scales[Codes::kScales], mins[Codes::kScales] = {};
+    if constexpr (R < 4) prefetch_codes<Codes>(tile, g);
     Codes::load_codes(tile, g, words);
     Codes::load_scales(tile, g, scales, mins);
 #pragma GCC unroll 2
