@@ -16,7 +16,7 @@ from jinn.ops.protocol import Context, StateSpec
 from jinn.ops.reference import ReferenceOps, tensor_batch
 
 from .compare import assert_close, assert_same_bits
-from .programs import ISAS, OpProgram, columns, one_sequence, pack, packed_sequences
+from .programs import ISAS, OpProgram, columns, one_sequence, packed_sequences
 
 SMALL = StateSpec(num_key_heads=2, num_value_heads=6, key_dim=8, value_dim=8, conv_kernel=4)
 SPECS = [
@@ -49,7 +49,7 @@ class Layer:
 
     @property
     def node(self):
-        return SimpleNamespace(weight=pack(self.taps), A_log=self.A_log, dt_bias=self.dt_bias)
+        return SimpleNamespace(weight=self.taps, A_log=self.A_log, dt_bias=self.dt_bias)
 
     @property
     def reference_node(self):
