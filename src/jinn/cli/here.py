@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,7 +33,7 @@ def here(
         bool, typer.Option("--predict", help="Only probe and predict; do not load the model.")
     ] = False,
     threads: ThreadsOption = None,
-    repeat: Annotated[int, typer.Option(metavar="N", help="Runs of each; their median counts.")] = 3,
+    repeat: Annotated[int, typer.Option(metavar="N", help="Runs of each; the quickest counts.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Predict a model's speed on this machine, measure it, and compare."""
@@ -108,21 +108,22 @@ def compare(path: Path, calibration: Path | None, threads: int | None, repeat: i
     name = f"this machine, {kernels.name}, {num_threads} threads"
     table = next((table for table in known.chips if table.name == name), None)
     if table is None:
-        table = plan.machine_table(name, asdict(probe(num_threads, kernels)), _physical_memory())
+        table = plan.machine_table(name, asdict(probe(num_threads, kernels)), physical_memory())
     chip = table.chip()
     used = plan.closest(shape, name, known.efficiencies)
     if used is None:
         used = find_efficiency(name, plan.ENGINE, shape.architecture, shape.precision)
     chunk = DEFAULTS["max_num_batched_tokens"]
     predicted = {run: plan.predict(shape, Machine(chip, used), run, chunk) for run in runs()}
-    measured = measure_runs(path, num_threads, repeat) if repeat else {}
+    measured = measure_runs(path, num_threads, repeat, runs()) if repeat else {}
     if measured:
         row = plan.fit(shape, chip, used, measured, chunk)
         known = plan.Calibration(chips=(table,), efficiencies=plan.with_row(known.efficiencies, row))
     return Comparison(path.name, table, used, predicted, measured, known)
 
 
-def _physical_memory() -> float:
+def physical_memory() -> float:
+    """Bytes of the machine."""
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
@@ -135,13 +136,10 @@ def runs() -> tuple[Run, ...]:
     return *prompts, *(Run(24, num_seqs, depth) for num_seqs, depth in steps)
 
 
-def measure_runs(path: Path, num_threads: int, repeat: int) -> dict[Run, float]:
-    """Median seconds of each run, after one that warms up."""
-    from statistics import median
-
+def measure_runs(path: Path, num_threads: int, repeat: int, wanted: Sequence[Run]) -> dict[Run, float]:
+    """Least seconds of each run, after one that warms up: what others do meanwhile only adds."""
     from jinn.cli.bench import load_benchmark
 
-    wanted = runs()
     longest = max(run.depth + run.num_tokens for run in wanted)
     benchmark = load_benchmark(path, max(run.num_seqs for run in wanted), longest, num_threads)
 
@@ -150,4 +148,4 @@ def measure_runs(path: Path, num_threads: int, repeat: int) -> dict[Run, float]:
             return benchmark.decode_seconds(run.num_seqs, run.num_tokens, run.depth)
         return benchmark.prefill_seconds(run.num_tokens)
 
-    return {run: median([seconds(run) for _ in range(repeat + 1)][1:]) for run in wanted}
+    return {run: min([seconds(run) for _ in range(repeat + 1)][1:]) for run in wanted}
