@@ -2,7 +2,7 @@
 
 SmolLM2 in four formats and three published shapes with random weights. Of each, some runs calibrate and
 others are predicted: prompts, depths and batches that the fit has not seen. For the random shapes the errors
-are also given with what other models' runs have fitted. Writes build/plan-here.toml, which `jinn plan here` can reuse.
+are also given with what other models' runs have fitted. Writes build/plan-here.toml, for `jinn plan here`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from jinn.plan.shapes import Shape
@@ -60,17 +60,19 @@ class Instance:
     placement: Placement
     chunk: int = 8192
     drafting: Drafting = Drafting()
+    _known: dict[Step, dict[str, float]] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def step_times(self, step: Step) -> dict[str, float]:
+        """`step_seconds` of this instance, remembered: searches ask for the same steps again and again."""
+        if step not in self._known:
+            self._known[step] = step_seconds(self.shape, self.machine, self.placement, step)
+        return self._known[step]
 
     def prefill_times(self, workload: Workload, num_tokens: float | None = None) -> Mapping[str, float]:
         """Seconds of a full step of prompts (or of `num_tokens`), by kind."""
         tokens = self.chunk if num_tokens is None else min(num_tokens, self.chunk)
         num_seqs = max(1.0, tokens / workload.new_tokens)
-        return step_seconds(
-            self.shape,
-            self.machine,
-            self.placement,
-            Step.prefill(tokens, workload.prefill_context, num_seqs),
-        )
+        return self.step_times(Step.prefill(tokens, workload.prefill_context, num_seqs))
 
     def prefill_rate(self, workload: Workload) -> float:
         """New input tokens per second of the instance that does nothing else; stages are always busy."""
@@ -92,10 +94,10 @@ class Instance:
         """Seconds of a step of a rank's `num_seqs` sequences, by kind; stages work on a part of them each."""
         part = max(1.0, num_seqs / self.placement.pp)
         tokens = 1 + self.drafting.num_drafts
-        times = step_seconds(self.shape, self.machine, self.placement, Step.decode(part, context, tokens))
+        times = dict(self.step_times(Step.decode(part, context, tokens)))
         if self.drafting.num_drafts:
             # a draft is one layer and the head, for one token of each sequence
-            one = step_seconds(self.shape, self.machine, self.placement, Step.decode(part, context))
+            one = self.step_times(Step.decode(part, context))
             layer = (total(one) - one["head"]) / self.shape.work.num_layers
             times["drafts"] = self.drafting.num_drafts * (layer + one["head"])
         return times
