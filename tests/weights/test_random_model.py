@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from tokenizers import Tokenizer as FastTokenizer
@@ -12,7 +10,6 @@ from jinn.engine.config import EngineConfig
 from jinn.engine.loading import load_runner
 from jinn.frontend import load_frontend
 from jinn.models import presets
-from jinn.weights import synthetic_tokenizer
 from jinn.weights.block_formats import FORMAT_BY_NAME
 from jinn.weights.checkpoint import open_checkpoint
 from jinn.weights.errors import WeightsError
@@ -20,7 +17,7 @@ from jinn.weights.file_types import GGUF_TYPES
 from jinn.weights.quantize import dequantize
 from jinn.weights.random_blocks import random_blocks
 from jinn.weights.random_model import write_random
-from jinn.weights.synthetic_tokenizer import VOCABULARIES
+from jinn.weights.synthetic_tokenizer import synthetic_tokenizer
 from models.transformers_models import BLOCK_SIZE, all_logits, random_ids, transformers_logits
 
 # cut down where it does not matter: as many heads and experts, but narrow
@@ -37,39 +34,16 @@ FAMILIES = {
 }
 
 
-VOCAB_SIZE, NUM_NORMAL = 1400, 500
+VOCAB_SIZE = 1400
 
 
-def with_few_words(vocabulary):
-    """The added tokens after the first three follow the words."""
-
-    def moved(token_id):
-        return token_id if token_id is None or token_id < 3 else token_id - vocabulary.num_normal + NUM_NORMAL
-
-    return replace(
-        vocabulary,
-        num_normal=NUM_NORMAL,
-        added={moved(token_id): text for token_id, text in vocabulary.added.items()},
-        bos=moved(vocabulary.bos),
-        eos=moved(vocabulary.eos),
-        pad=moved(vocabulary.pad),
-    )
-
-
-@pytest.fixture
-def narrow(monkeypatch):
-    """The published shapes with few columns and words, so that they are written and run in a moment."""
-    few = {family: with_few_words(vocabulary) for family, vocabulary in VOCABULARIES.items()}
-    monkeypatch.setattr(synthetic_tokenizer, "VOCABULARIES", few)
-
-    def cut(config):
-        smaller = {key: min(size, config[key]) for key, size in SMALL.items() if key in config}
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2} if "head_dim" in config else {}
-        experts = {key: 16 for key in ("num_experts", "n_routed_experts") if key in config}
-        sizes = {**smaller, **heads, **experts, "vocab_size": VOCAB_SIZE, "pad_token_id": None}
-        return {**config, **sizes}
-
-    monkeypatch.setattr(presets, "PRESETS", {name: cut(config) for name, config in presets.PRESETS.items()})
+def narrow(shape, num_layers=1):
+    """A published shape with few columns and words, so that it is written and run in a moment."""
+    config = presets.preset_config(shape, num_layers)
+    sizes = {key: min(size, config[key]) for key, size in SMALL.items() if key in config}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2} if "head_dim" in config else {}
+    experts = {key: 16 for key in ("num_experts", "n_routed_experts") if key in config}
+    return {**config, **sizes, **heads, **experts, "vocab_size": VOCAB_SIZE, "pad_token_id": None}
 
 
 def logits_of(path, ids):
@@ -80,9 +54,9 @@ def logits_of(path, ids):
 
 @pytest.mark.parametrize("shape", FAMILIES)
 @pytest.mark.parametrize("target", ["model.gguf", "folder"])
-def test_logits_are_of_many_tokens_and_depend_on_the_text(narrow, tmp_path, shape, target):
-    write_random(shape, tmp_path / target, "f32", num_layers=FAMILIES[shape])
-    logits = logits_of(tmp_path / target, random_ids(40, NUM_NORMAL))
+def test_logits_are_of_many_tokens_and_depend_on_the_text(tmp_path, shape, target):
+    write_random(shape, narrow(shape, FAMILIES[shape]), tmp_path / target, "f32")
+    logits = logits_of(tmp_path / target, random_ids(40, 500))
     assert np.isfinite(logits).all()
     assert 0.2 < logits.std(axis=1).min() <= logits.std(axis=1).max() < 10
     assert logits.std(axis=0).mean() > 0.1  # from one position to the next
@@ -91,9 +65,9 @@ def test_logits_are_of_many_tokens_and_depend_on_the_text(narrow, tmp_path, shap
 
 
 @pytest.mark.parametrize("shape", FAMILIES)
-def test_transformers_runs_a_folder(narrow, tmp_path, shape):
-    write_random(shape, tmp_path / "folder", "bf16", num_layers=FAMILIES[shape])
-    ids = random_ids(20, NUM_NORMAL)
+def test_transformers_runs_a_folder(tmp_path, shape):
+    write_random(shape, narrow(shape, FAMILIES[shape]), tmp_path / "folder", "bf16")
+    ids = random_ids(20, 500)
     expected = transformers_logits(tmp_path / "folder", ids)
     assert np.abs(logits_of(tmp_path / "folder", ids) - expected).max() <= 2e-3
 
@@ -108,17 +82,17 @@ def test_a_block_has_the_spread_that_is_asked_for(type_name):
     assert abs(values.mean()) < 0.05 / 50
 
 
-def test_the_same_seed_gives_the_same_bytes(narrow, tmp_path):
+def test_the_same_seed_gives_the_same_bytes(tmp_path):
     for name, seed, threads in (("a", 1, 1), ("b", 1, 2), ("c", 2, 1)):
         target = tmp_path / f"{name}.gguf"
-        write_random("Qwen3.5-35B-A3B", target, num_layers=4, seed=seed, num_threads=threads)
+        write_random("m", narrow("Qwen3.5-35B-A3B", 4), target, seed=seed, num_threads=threads)
     a, b, c = ((tmp_path / f"{name}.gguf").read_bytes() for name in "abc")
     assert a == b
     assert a != c
 
 
-def test_tensors_differ(narrow, tmp_path):
-    write_random("Qwen3-0.6B", tmp_path / "m.gguf", num_layers=3)
+def test_tensors_differ(tmp_path):
+    write_random("m", narrow("Qwen3-0.6B", 3), tmp_path / "m.gguf")
     with open_checkpoint(tmp_path / "m.gguf") as checkpoint:
         contents = [bytes(checkpoint.data(name)) for name in checkpoint.tensors]
         assert len(set(contents)) == len(contents)
@@ -127,7 +101,7 @@ def test_tensors_differ(narrow, tmp_path):
 @pytest.mark.parametrize("shape", FAMILIES)
 def test_the_published_vocabulary(shape):
     model = presets.preset(shape)
-    metadata = synthetic_tokenizer.synthetic_tokenizer(model.family, model.vocab_size)
+    metadata = synthetic_tokenizer(model.family, model.vocab_size)
     tokens, merges = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.merges"]
     assert len(tokens) == len(set(tokens)) == model.vocab_size
     config = presets.preset_config(shape)
@@ -137,9 +111,9 @@ def test_the_published_vocabulary(shape):
 
 
 @pytest.mark.parametrize("shape", FAMILIES)
-def test_the_tokenizer_of_a_file_and_of_a_folder(narrow, tmp_path, shape):
-    write_random(shape, tmp_path / "folder", num_layers=1)
-    write_random(shape, tmp_path / "model.gguf", num_layers=1)
+def test_the_tokenizer_of_a_file_and_of_a_folder(tmp_path, shape):
+    write_random(shape, narrow(shape), tmp_path / "folder")
+    write_random(shape, narrow(shape), tmp_path / "model.gguf")
     one, other = (load_frontend(tmp_path / name) for name in ("model.gguf", "folder"))
     text = "hello wide world, 2026: über <think>"
     ids = one.tokenizer.encode(text)
@@ -153,11 +127,11 @@ def test_the_tokenizer_of_a_file_and_of_a_folder(narrow, tmp_path, shape):
     assert set(one.encode_chat(chat)) & one.tokenizer.special_ids
 
 
-def test_all_types_are_written(narrow, tmp_path):
+def test_all_types_are_written(tmp_path):
     for type_name in GGUF_TYPES:
-        write_random("Qwen3-0.6B", tmp_path / "m.gguf", type_name, num_layers=1, overwrite=True)
+        write_random("m", narrow("Qwen3-0.6B"), tmp_path / "m.gguf", type_name, overwrite=True)
         with open_checkpoint(tmp_path / "m.gguf") as checkpoint:
             for name in checkpoint.tensors:
                 checkpoint.check_finite(name)
     with pytest.raises(WeightsError, match="type 'q4_0' is not one of f32, f16, bf16"):
-        write_random("Qwen3-0.6B", tmp_path / "folder", "q4_0")
+        write_random("m", narrow("Qwen3-0.6B"), tmp_path / "folder", "q4_0")

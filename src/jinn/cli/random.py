@@ -52,15 +52,16 @@ def random(
     if shape is None or target is None:
         raise ValueError("random needs SHAPE and DST, or --list")
     from jinn import _native
+    from jinn.models.presets import preset_config
     from jinn.weights.random_model import write_random
 
     start = time.monotonic()
     with exit_on_sigterm(), progress_bar(target.name, is_bytes=True) as update:
         size = write_random(
             shape,
+            preset_config(shape, layers),
             target,
             type_name,
-            num_layers=layers,
             seed=seed,
             overwrite=force,
             num_threads=threads or _native.default_num_threads(),

@@ -39,10 +39,14 @@ def preset_config(name: str, num_hidden_layers: int | None = None) -> dict[str, 
 
 def preset(name: str, num_hidden_layers: int | None = None) -> Model:
     """The model of a shape. Raises ConfigError as `preset_config`, and for a family that jinn lacks."""
-    config = preset_config(name, num_hidden_layers)
+    return model_with(preset_config(name, num_hidden_layers))
+
+
+def model_with(config: Mapping[str, Any]) -> Model:
+    """The model of a config.json. Raises ConfigError."""
     family = FAMILIES.get(config["model_type"])
     if family is None:
-        raise ConfigError(f"{name}: architecture {config['model_type']!r} is not supported")
+        raise ConfigError(f"architecture {config['model_type']!r} is not supported")
     return family(hf_fields(config))
 
 

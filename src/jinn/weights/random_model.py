@@ -1,4 +1,4 @@
-"""Models of published shapes with random weights, written a few megabytes at a time.
+"""Models with random weights, written a few megabytes at a time.
 
 The spread of each weight keeps what flows through the model at about one, so that logits are finite, and
 neither constant nor of a single token.
@@ -7,12 +7,12 @@ neither constant nor of a single token.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import log, prod, sqrt
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from jinn.models.config import hf_fields
 from jinn.models.decoder import Decoder
 from jinn.models.parameters import NewFile, Origin, ParameterSpec
-from jinn.models.presets import preset, preset_config
+from jinn.models.presets import model_with
 from jinn.weights.atomic import atomic_output
 from jinn.weights.block_formats import BF16, Q4_0, BlockFormat
 from jinn.weights.config_files import gguf_metadata
@@ -44,24 +44,25 @@ _RESIDUAL = ("o_proj", "out_proj", "down_proj")  # added to the residual stream,
 
 
 def write_random(
-    shape: str,
+    name: str,
+    config: Mapping[str, Any],
     target: Path,
     type_name: str | None = None,
     *,
-    num_layers: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
     num_threads: int = 1,
     progress: Progress = lambda done, total: None,
 ) -> int:
-    """Write a model of a published shape: a GGUF file where `target` ends so, or else a folder.
+    """Write a model with this config.json: a GGUF file where `target` ends so, or else a folder.
 
-    Returns the bytes of its tensors. The same seed gives the same ones. Raises ConfigError, WeightsError.
+    `name` is general.name. Returns the bytes of its tensors; the same seed gives the same ones. Raises
+    ConfigError, WeightsError.
     """
     kind: Literal["gguf", "hf"] = "gguf" if target.suffix == ".gguf" else "hf"
     default = Q4_0 if kind == "gguf" else BF16
     wanted = wanted_type(type_name, GGUF_TYPES if kind == "gguf" else FOLDER_TYPES) if type_name else default
-    model, config = preset(shape, num_layers), preset_config(shape, num_layers)
+    model = model_with(config)
     if not isinstance(model, Decoder):
         raise WeightsError(f"models of family {model.family!r} cannot be written")
     tokenizer = synthetic_tokenizer(model.family, model.vocab_size)
@@ -70,7 +71,7 @@ def write_random(
         size = sum(tensor.nbytes for tensor in tensors)
         with atomic_output(target, size, overwrite=overwrite) as path:
             if kind == "gguf":
-                metadata = gguf_metadata(shape, model, hf_fields(config), {}) | tokenizer
+                metadata = gguf_metadata(name, model, hf_fields(config), {}) | tokenizer
                 metadata["general.file_type"] = file_type(wanted)
                 write_gguf(path, metadata, tensors, progress)
             else:

@@ -6,7 +6,7 @@ Its merges make words of two, three and four small letters, so that text becomes
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import islice, product
 from string import ascii_lowercase
@@ -84,7 +84,7 @@ def synthetic_tokenizer(family: str, vocab_size: int) -> dict[str, MetadataValue
     """GGUF's `tokenizer.*` metadata with `vocab_size` ids. Raises WeightsError for an unknown family."""
     if family not in VOCABULARIES:
         raise WeightsError(f"no tokenizer is known for family {family!r}")
-    vocabulary = VOCABULARIES[family]
+    vocabulary = _fitted(VOCABULARIES[family], vocab_size)
     tokens = [f"[PAD{token_id}]" for token_id in range(vocab_size)]
     types = np.full(vocab_size, _UNUSED, np.int32)
     num_normal = min(vocabulary.num_normal, vocab_size)
@@ -109,6 +109,22 @@ def synthetic_tokenizer(family: str, vocab_size: int) -> dict[str, MetadataValue
     if vocabulary.bos is not None:
         metadata["tokenizer.ggml.bos_token_id"] = vocabulary.bos
     return metadata
+
+
+def _fitted(vocabulary: Vocabulary, vocab_size: int) -> Vocabulary:
+    """The vocabulary, or for fewer ids one with fewer words, before the added tokens at its end."""
+    if max(vocabulary.added) < vocab_size:
+        return vocabulary
+    last = [token_id for token_id in vocabulary.added if token_id >= vocabulary.num_first]
+    moved = dict(zip(last, range(vocab_size - len(last), vocab_size), strict=True))
+    return replace(
+        vocabulary,
+        num_normal=vocab_size - len(last),
+        added={moved.get(token_id, token_id): text for token_id, text in vocabulary.added.items()},
+        bos=None if vocabulary.bos is None else moved.get(vocabulary.bos, vocabulary.bos),
+        eos=moved.get(vocabulary.eos, vocabulary.eos),
+        pad=moved.get(vocabulary.pad, vocabulary.pad),
+    )
 
 
 def _words(count: int) -> tuple[list[str], list[str]]:
