@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from jinn.models import layers
 from jinn.models.fields import ConfigError, Fields
@@ -49,9 +49,8 @@ class Decoder:
 
     family: ClassVar[str]
     norm_offset: ClassVar[float] = 0.0  # what is added to a norm's weights
-    gguf_modules: ClassVar[
-        Mapping[str, str]
-    ] = {}  # modules of a layer that this family's GGUF calls otherwise
+    # modules of a layer that this family's GGUF calls otherwise than names.py
+    gguf_modules: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -151,12 +150,9 @@ class Decoder:
 
     def ignores(self, tensor: str, layout: Layout) -> bool:
         """Whether such a file may have this tensor besides those of `parameters`: of a prediction module."""
-        block, mark = (
-            (f"model.layers.{self.num_hidden_layers}.", "eh_proj.weight")
-            if layout.kind == "hf"
-            else (f"blk.{self.num_hidden_layers}.", "nextn.eh_proj.weight")
-        )
-        return tensor.startswith("mtp.") or (tensor.startswith(block) and block + mark in layout.tensors)
+        mark = prediction_mark(layout.kind, self.num_hidden_layers)
+        block = mark.removesuffix("eh_proj.weight").removesuffix("nextn.")
+        return tensor.startswith("mtp.") or (tensor.startswith(block) and mark in layout.tensors)
 
     def without_prediction(self) -> Self:
         """The model as if its file had no multi-token prediction module."""
@@ -304,6 +300,15 @@ def decoder_fields(
     }
 
 
+def prediction_mark(kind: Literal["gguf", "hf"], num_layers: int) -> str:
+    """A tensor that a file has with its prediction module, where that is the block after the last."""
+    return (
+        f"blk.{num_layers}.nextn.eh_proj.weight"
+        if kind == "gguf"
+        else f"model.layers.{num_layers}.eh_proj.weight"
+    )
+
+
 def head_dim_of(fields: Fields) -> int:
     """The config's head_dim, or the share of each head in the hidden size."""
     share = fields.integer("hidden_size") // fields.integer("num_attention_heads")
@@ -313,4 +318,4 @@ def head_dim_of(fields: Fields) -> int:
 def num_layers_of(fields: Fields) -> int:
     """Layers without the prediction module, which GGUF counts as a block where the file has it."""
     count = fields.integer("num_hidden_layers", high=MAX_LAYERS)
-    return count - (f"blk.{count - 1}.nextn.eh_proj.weight" in fields.tensors)
+    return count - (prediction_mark("gguf", count - 1) in fields.tensors)

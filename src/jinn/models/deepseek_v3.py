@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from jinn.models.decoder import MAX_HEAD_DIM, Decoder, decoder_fields
+from jinn.models.decoder import MAX_HEAD_DIM, Decoder, decoder_fields, prediction_mark
 from jinn.models.fields import ConfigError, Fields
 from jinn.models.mixture import Mixture, check_groups, expert_size_of, num_experts_of
 from jinn.models.names import layer_and_part
@@ -54,6 +54,7 @@ class DeepseekV3(Decoder):
         rope_dim = _rope_dim(fields)
         nope_dim, value_dim = _head_dims(fields, rope_dim)
         common = decoder_fields(fields, head_dim=nope_dim + rope_dim, rotary_dim=rope_dim)
+        num_layers = common["num_hidden_layers"]
         rope = replace(common["rope"], is_interleaved=fields.boolean("rope_interleave", True))
         if fields.is_gguf:  # counts YaRN's factor into the softmax scale alone
             rope = replace(rope, attention_factor=1.0)
@@ -61,8 +62,8 @@ class DeepseekV3(Decoder):
         return cls(
             **{**common, "num_key_value_heads": 1, "rope": rope},
             biased_linears=biased if fields.boolean("attention_bias", False) else (),
-            mixture=_mixture(fields, common["num_hidden_layers"]),
-            has_mtp=_prediction_mark(fields, common["num_hidden_layers"]) in fields.tensors,
+            mixture=_mixture(fields, num_layers),
+            has_mtp=prediction_mark("gguf" if fields.is_gguf else "hf", num_layers) in fields.tensors,
             q_lora_rank=fields.integer("q_lora_rank") if fields.has("q_lora_rank") else None,
             kv_lora_rank=fields.integer("kv_lora_rank", high=MAX_HEAD_DIM),
             qk_nope_head_dim=nope_dim,
@@ -198,13 +199,4 @@ def _mixture(fields: Fields, num_layers: int) -> Mixture:
         shared_expert="shared_experts",
         shared_size=size * fields.integer("n_shared_experts", 1),
         has_correction_bias=True,
-    )
-
-
-def _prediction_mark(fields: Fields, num_layers: int) -> str:
-    """A tensor that a file with a prediction module has."""
-    return (
-        f"blk.{num_layers}.nextn.eh_proj.weight"
-        if fields.is_gguf
-        else f"model.layers.{num_layers}.eh_proj.weight"
     )

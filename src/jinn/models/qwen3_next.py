@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from jinn.models import layers
-from jinn.models.decoder import ATTENTION, MAX_HEAD_DIM, Decoder, decoder_fields, head_dim_of
+from jinn.models.decoder import ATTENTION, MAX_HEAD_DIM, Decoder, decoder_fields, head_dim_of, prediction_mark
 from jinn.models.delta_net import delta_net, delta_net_parameters, fused_rows, state_spec_of
 from jinn.models.fields import ConfigError, Fields
 from jinn.models.mixture import Mixture, expert_size_of, num_experts_of, route_spec, step_dense_layers
@@ -121,13 +121,13 @@ def hybrid_fields(fields: Fields) -> dict[str, Any]:
     head_dim = head_dim_of(fields)
     common = decoder_fields(fields, head_dim=head_dim, rotary_dim=_rotary_dim(fields, head_dim))
     num_layers = common["num_hidden_layers"]
-    module = f"blk.{num_layers}.nextn.eh_proj.weight" if fields.is_gguf else "mtp.fc.weight"
+    mark = prediction_mark("gguf", num_layers) if fields.is_gguf else "mtp.fc.weight"
     return {
         **common,
         "biased_linears": ATTENTION if fields.boolean("attention_bias", False) else (),
         "layer_types": _layer_types(fields, num_layers),
         "state_spec": state_spec_of(fields),
-        "has_mtp": module in fields.tensors,
+        "has_mtp": mark in fields.tensors,
     }
 
 
