@@ -253,6 +253,14 @@ def test_parameter_types(schema: Any, types: set[str]) -> None:
     assert not parameter_types({"properties": 5}, "p")
 
 
+def test_references_that_multiply_are_followed_once() -> None:
+    links = {str(level): {"anyOf": [{"$ref": f"#/$defs/{level + 1}"}] * 1000} for level in range(20)}
+    schema = {"properties": {"p": {"$ref": "#/$defs/0"}}, "$defs": {**links, "20": {"type": "integer"}}}
+    assert parameter_types(schema, "p") == {"integer"}
+    chain = {str(level): {"$ref": f"#/$defs/{level + 1}"} for level in range(100_000)}
+    assert not parameter_types({"properties": {"p": {"$ref": "#/$defs/0"}}, "$defs": chain}, "p")
+
+
 def test_values_that_are_no_json_are_text() -> None:
     for text in ("NaN", "[" * 100_000, "9" * 10_000, "[1,", "True dat"):
         assert json.loads(parameter_json(text, frozenset(("number", "array", "integer", "boolean")))) == text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 
 from jinn.text.cursor import Cursor, Steps, Tags
 from jinn.text.message import ToolCallArguments, ToolCallStart
+from jinn.text.tool_formats.parameter_types import parameter_types
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +66,19 @@ class CallReader:
         self.num_started = 0
         self.num_ended = 0
         self._make_id = make_id
+        self._types: dict[tuple[str, str], frozenset[str]] = {}
 
     def start(self, name: str) -> ToolCallStart:
         self.num_started += 1
         return ToolCallStart(self.num_started - 1, self._make_id(), name)
+
+    def parameter_types(self, tool_name: str, parameter: str) -> frozenset[str]:
+        """See parameter_types.py; empty where there is no such tool."""
+        key = (tool_name, parameter)
+        if key not in self._types:
+            tool = self.tools.get(tool_name)
+            self._types[key] = parameter_types(tool.parameters, parameter) if tool else frozenset()
+        return self._types[key]
 
     def arguments(self, fragment: str) -> ToolCallArguments:
         """More arguments of the call that was started last."""
@@ -78,23 +87,6 @@ class CallReader:
     def end(self) -> None:
         """No more arguments come for the call that was started last."""
         self.num_ended += 1
-
-
-def parse_json(text: str) -> Any:
-    """The value. Raises ValueError where the text is no JSON, or nests too deeply."""
-    try:
-        return json.loads(text, parse_constant=_refuse)
-    except RecursionError:
-        raise ValueError("it nests too deeply") from None
-
-
-def write_json(value: Any) -> str:
-    """As templates write it."""
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
 
 
 def make_call_id() -> str:

@@ -7,14 +7,8 @@ from typing import Any
 
 from jinn.text.cursor import Steps, Tags, Wait, collect, each
 from jinn.text.message import ContentDelta
-from jinn.text.tool_formats.calls import (
-    CallReader,
-    CallsShape,
-    Json,
-    Tool,
-    parse_json,
-    write_json,
-)
+from jinn.text.tool_formats.calls import CallReader, CallsShape, Json, Tool
+from jinn.text.tool_formats.json_text import parse_json, write_json
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _ARGUMENT_KEYS = ("arguments", "parameters")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jinn.text.tool_formats.calls import parse_json, write_json
+from jinn.text.tool_formats.json_text import parse_json, write_json
 
-_MAX_DEPTH = 8
+_MAX_REFERENCES = 64
 _PYTHON_WORDS = {"True": True, "False": False, "None": None}
 
 
@@ -15,7 +15,7 @@ def parameter_types(schema: Mapping[str, Any], name: str) -> frozenset[str]:
     """The types that the schema of the arguments allows the parameter; empty where it does not say."""
     properties = schema.get("properties")
     declared = properties.get(name) if isinstance(properties, Mapping) else None
-    return frozenset(_types(declared, schema, 0))
+    return frozenset(_types(declared, schema, set()))
 
 
 def parameter_json(text: str, types: frozenset[str]) -> str:
@@ -27,8 +27,9 @@ def parameter_json(text: str, types: frozenset[str]) -> str:
         return write_json(text)
 
 
-def _types(schema: Any, root: Mapping[str, Any], depth: int) -> set[str]:
-    if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
+def _types(schema: Any, root: Mapping[str, Any], resolved: set[str]) -> set[str]:
+    """Each reference is followed once, lest they multiply, and no more than make sense."""
+    if not isinstance(schema, Mapping):
         return set()
     declared = schema.get("type")
     if isinstance(declared, str):
@@ -38,13 +39,15 @@ def _types(schema: Any, root: Mapping[str, Any], depth: int) -> set[str]:
     choices = schema.get("enum", [schema["const"]] if "const" in schema else None)
     if isinstance(choices, list):
         return {_type_of(value) for value in choices}
-    if isinstance(reference := schema.get("$ref"), str):
-        return _types(_resolve(reference, root), root, depth + 1)
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference not in resolved and len(resolved) < _MAX_REFERENCES:
+        resolved.add(reference)
+        return _types(_resolve(reference, root), root, resolved)
     types: set[str] = set()
     for keyword in ("anyOf", "oneOf", "allOf"):
         branches = schema.get(keyword)
         for branch in branches if isinstance(branches, list) else ():
-            types |= _types(branch, root, depth + 1)
+            types |= _types(branch, root, resolved)
     return types
 
 

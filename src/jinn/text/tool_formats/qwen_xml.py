@@ -18,8 +18,8 @@ from jinn.text.tool_formats.calls import (
     Maybe,
     Piece,
     Tool,
-    write_json,
 )
+from jinn.text.tool_formats.json_text import write_json
 from jinn.text.tool_formats.parameter_types import parameter_json, parameter_types
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
@@ -85,7 +85,6 @@ class QwenXmlFormat:
 
     def _arguments(self, calls: CallReader, name: str) -> Steps[None]:
         """Read the parameters as a JSON object, which stays open where the text ends before the call."""
-        tool = calls.tools.get(name, Tool(name))
         separator = "{"
         while True:
             tag = yield from each(ContentDelta, calls.cursor.until(_BETWEEN))
@@ -99,7 +98,7 @@ class QwenXmlFormat:
                 continue
             calls.cursor.unmark()
             yield calls.arguments(f"{separator}{write_json(parameter)}: ")
-            if not (yield from self._value(calls, parameter_types(tool.parameters, parameter))):
+            if not (yield from self._value(calls, calls.parameter_types(name, parameter))):
                 return
             separator = ", "
         if tag:
