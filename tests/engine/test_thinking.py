@@ -1,10 +1,21 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from fake_runner import FakeRunner, answer, check_against_solo, collect, make_engine, run, run_schedule
+from fake_runner import (
+    FakeRunner,
+    PlantedDrafter,
+    answer,
+    check_against_solo,
+    collect,
+    make_engine,
+    random_requests,
+    run,
+    run_schedule,
+)
 
 from jinn.engine.messages import SamplingParams, Submit, ThinkingBudget
 from jinn.engine.thinking import Thinking
@@ -84,6 +95,24 @@ def test_any_schedule_gives_the_bytes_of_running_alone() -> None:
     ]
     engine = make_engine(FakeRunner(12, 4), max_num_batched_tokens=7, max_num_seqs=5)
     check_against_solo(requests, run_schedule(engine, requests, rng))
+
+
+@pytest.mark.parametrize("num_right", range(5))
+def test_drafts_change_nothing(num_right: int) -> None:
+    """They cross the places where the thoughts are closed."""
+    rng = random.Random(num_right)
+    requests = [
+        replace(drawn, sampling=replace(drawn.sampling, thinking_budget=random_budget(rng)))
+        for drawn in random_requests(rng, 12)
+    ]
+    drafter = PlantedDrafter(requests, 4, num_right)
+    engine = make_engine(FakeRunner(40, 4), drafter)
+    check_against_solo(requests, run_schedule(engine, requests, rng))
+    assert engine.stats.num_draft_tokens
+
+
+def random_budget(rng: random.Random) -> ThinkingBudget:
+    return ThinkingBudget(rng.randrange(6), rng.choice((None, START)), END, (LINE, END))
 
 
 def test_a_budget_must_close() -> None:
