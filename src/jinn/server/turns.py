@@ -77,6 +77,7 @@ async def prepare_turn(service: Service, request: TurnRequest, sampling: Samplin
     """
     chat_format = service.chat_format
     _check_tools(service, request)
+    _check_variables(service, request)
     is_wanted = _is_thinking_wanted(request)
     _check_thinking(service, request, is_wanted=is_wanted)
     try:
@@ -125,13 +126,16 @@ def _is_thinking_wanted(request: TurnRequest) -> bool | None:
     for param, wish in said.items():
         if not isinstance(wish, bool):
             raise errors.invalid_value(param, f"'{param}' must be true or false.")
-    if len(set(said.values())) > 1:
-        first, *_, last = said
-        raise errors.invalid_value(last, f"'{last}' contradicts '{first}'.")
-    return next(iter(said.values()), None)
+    if not said:
+        return None
+    first, wanted = next(iter(said.items()))
+    for param, wish in said.items():
+        if wish != wanted:
+            raise errors.invalid_value(param, f"'{param}' contradicts '{first}'.")
+    return bool(wanted)
 
 
-def _check_thinking(service: Service, request: TurnRequest, *, is_wanted: bool | None) -> None:
+def _check_variables(service: Service, request: TurnRequest) -> None:
     variables = service.chat_format.variables
     for name in request.template_kwargs:
         param = f"chat_template_kwargs.{name}"
@@ -139,6 +143,9 @@ def _check_thinking(service: Service, request: TurnRequest, *, is_wanted: bool |
             raise errors.invalid_value(param, f"'{param}' is set by the server.")
         if name not in variables and name not in THINKING_VARIABLES:
             raise errors.invalid_value(param, f"'{param}': this model's chat template does not read it.")
+
+
+def _check_thinking(service: Service, request: TurnRequest, *, is_wanted: bool | None) -> None:
     if service.chat_format.reasoning is None and (is_wanted or request.thinking_budget is not None):
         asked = next(
             (name for name in ("reasoning_effort", "thinking_budget") if getattr(request, name) is not None),
