@@ -25,7 +25,7 @@ from letters import EOS, TEXTS, THINK_END, LetterTokenizer, text_of
 
 from jinn.engine import constraint
 from jinn.engine.constraint import Constraint, GrammarError, Vocabulary
-from jinn.engine.messages import Abort, FinishReason, Grammar, SamplingParams, Submit
+from jinn.engine.messages import Abort, FinishReason, Grammar, SamplingParams, Submit, ThinkingBudget
 from jinn.engine.sampler import unpacked
 
 SCHEMA = {
@@ -167,6 +167,36 @@ def test_the_grammar_begins_after_the_reasoning():
         else:
             assert THINK_END not in ids or len(ids) == 40
     assert after
+
+
+def test_an_answer_may_begin_without_reasoning():
+    opening_id, beginnings = TEXTS.index("{"), set()
+    for seed in range(40):
+        request = make_request(regex_grammar("[ab]{4}"), seed=seed, max_tokens=60)
+        request = replace(
+            request, grammar=replace(request.grammar, after_id=THINK_END, opening_id=opening_id)
+        )
+        ids, _, reason, _ = serve(request)["r", 0]
+        if reason is FinishReason.STOP:
+            has_thought = ids[0] == opening_id
+            beginnings.add(has_thought)
+            answer_ids = ids[ids.index(THINK_END) + 1 :] if has_thought else ids
+            assert re.fullmatch("[ab]{4}", text_of(answer_ids))
+    assert beginnings == {True, False}
+
+
+def test_what_closes_thoughts_is_no_part_of_the_grammar():
+    """The budget's last tokens come after the one that the grammar waits for."""
+    comma = TEXTS.index(",")
+    budget = ThinkingBudget(3, None, THINK_END, (comma, THINK_END, comma))
+    for seed in range(20):
+        request = make_request(
+            regex_grammar("[ab]{4}"), after_id=THINK_END, seed=seed, thinking_budget=budget
+        )
+        ids, _, reason, _ = serve(request)["r", 0]
+        text = text_of(ids[ids.index(THINK_END) + 1 :])
+        assert reason is FinishReason.STOP
+        assert re.fullmatch(",?[ab]{4}", text)
 
 
 def test_others_are_served_while_a_grammar_is_compiled():

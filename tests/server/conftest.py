@@ -47,10 +47,11 @@ def config() -> ServerConfig:
 
 
 @pytest.fixture
-def service(engine: FakeEngine, config: ServerConfig) -> Service:
+def service(engine: FakeEngine, config: ServerConfig) -> Iterator[Service]:
     service = Service(config, engine, ByteTokenizer(), encode_chat, file_name="tiny.gguf")
     asyncio.run(service.start())
-    return service
+    yield service
+    asyncio.run(service.close())
 
 
 @pytest.fixture

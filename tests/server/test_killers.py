@@ -40,6 +40,15 @@ def completion(**fields: Any) -> tuple[str, bytes]:
     return COMPLETIONS, json.dumps({"prompt": "x", **fields}).encode()
 
 
+def guided(**fields: Any) -> tuple[str, bytes]:
+    return chat(structured_outputs=fields)
+
+
+JSON = "structured_outputs.json"
+WIDE = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(20)}}
+ENDLESS = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
+CHAIN = "\n".join(["start: a0", *(f"a{i}: a{i + 1} a{i + 1}" for i in range(3_000)), 'a3000: "x"'])
+
 # The request, the field that its answer names, and what it did elsewhere.
 KILLERS: list[tuple[str, tuple[str, bytes], str | None]] = [
     ("copies made before the queue", chat(n=10**9), "n"),
@@ -89,6 +98,30 @@ KILLERS: list[tuple[str, tuple[str, bytes], str | None]] = [
     ("deep objects", (CHAT, b'{"a":' * 500_000), None),
     ("deep schema", raw('"response_format": ' + '{"a":' * 60_000 + "1" + "}" * 60_000), None),
     ("less deep schema", raw('"grammar": ' + '{"a":' * 40 + "1" + "}" * 40), "grammar" + ".a" * 31),
+    ("schema of 20 levels of nothing", guided(json={"allOf": [{"anyOf": [WIDE] * 20}] * 8}), JSON),
+    ("schema that refers to itself", guided(json={"$ref": "#"}), JSON),
+    ("schema without end", guided(json=ENDLESS), JSON),
+    ("reference to another host", guided(json={"$ref": "http://169.254.169.254/"}), f"{JSON}#/$ref"),
+    ("reference to a file", guided(json={"$ref": "file:///etc/passwd"}), f"{JSON}#/$ref"),
+    ("schema without checks", guided(json={"x-guidance": {"lenient": True}}), f"{JSON}#/x-guidance"),
+    ("a million items", guided(json={"type": "array", "minItems": 10**6}), f"{JSON}#/minItems"),
+    ("length beyond int64", guided(json={"type": "string", "maxLength": 2**70}), f"{JSON}#/maxLength"),
+    ("type that is a number", guided(json={"type": 1}), f"{JSON}#/type"),
+    ("type that is nested", guided(json={"type": ["string", ["null"]]}), f"{JSON}#/type"),
+    ("10,000 constants", guided(json={"enum": list(range(10_000))}), f"{JSON}#/enum/5000"),
+    ("key of a schema twice", raw('"guided_json": {"type": "string", "type": "null"}'), "type"),
+    ("half a character in a pattern", raw('"guided_regex": "\\ud800"'), "guided_regex"),
+    ("60,000 groups in a pattern", chat(guided_regex="(" * 60_000), "guided_regex"),
+    ("4,000 groups in a pattern", chat(guided_regex="(" * 4_000), "guided_regex"),
+    ("repetitions of repetitions", chat(guided_regex="((a{1,100}){1,100}){1,100}"), "guided_regex"),
+    ("quantifier with nothing before it", chat(guided_regex="*a"), "guided_regex"),
+    ("look-ahead", chat(guided_regex="(?=(a+))a*b\\1"), "guided_regex"),
+    ("60,000 groups in a grammar", chat(grammar="root ::= " + "(" * 60_000), "grammar"),
+    ("closed groups in a grammar", chat(grammar="start: " + "(" * 30_000 + "a" + ")" * 30_000), "grammar"),
+    ("rules that call each other, 3,000 deep", chat(grammar=CHAIN), "grammar"),
+    ("rule that is only itself", chat(grammar="root ::= root"), "grammar"),
+    ("100,000 choices", chat(guided_choice=["x"] * 100_000), "guided_choice"),
+    ("schema of 4 MB", guided(json={"description": "x" * 4_000_000}), JSON),
     ("key twice", raw('"n": 1, "n": 100'), "n"),
     ("no messages", chat(messages=[]), "messages"),
     ("a million messages", chat(messages=[0] * 1_000_000), "messages"),
@@ -100,7 +133,6 @@ KILLERS: list[tuple[str, tuple[str, bytes], str | None]] = [
     ("template argument self", chat(chat_template_kwargs={"self": 1}), "chat_template_kwargs.self"),
     ("template arguments that nest", chat(chat_template_kwargs={"a": {"b": 1}}), "chat_template_kwargs"),
     ("template attribute", chat(chat_template_kwargs={"a.__class__": 1}), "chat_template_kwargs"),
-    ("catastrophic regex", chat(guided_regex="(a+)+$"), "guided_regex"),
     ("bad tool schema", tool(parameters=7), "tools[0].function.parameters"),
     ("tool without a name", tool(name=""), "tools[0].function.name"),
     ("tool name that breaks out", tool(name="f>\n</function>"), "tools[0].function.name"),

@@ -28,14 +28,15 @@ from jinn.server.schemas import (
 OPENAI_CHAT = {
     "implemented": (
         "messages model frequency_penalty logit_bias logprobs max_completion_tokens max_tokens n "
-        "parallel_tool_calls presence_penalty reasoning_effort seed stop stream stream_options temperature "
+        "parallel_tool_calls presence_penalty reasoning_effort response_format seed stop stream "
+        "stream_options temperature "
         "tool_choice tools top_logprobs top_p"
     ),
     "accepted": (
         "metadata prediction prompt_cache_key prompt_cache_retention safety_identifier "
         "service_tier store user"
     ),
-    "refused": ("audio function_call functions modalities response_format verbosity web_search_options"),
+    "refused": ("audio function_call functions modalities verbosity web_search_options"),
 }
 OPENAI_COMPLETION = {
     "implemented": (

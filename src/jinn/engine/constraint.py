@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 import llguidance
 import numpy as np
 
+from jinn.engine.messages import GRAMMAR_ERROR
 from jinn.engine.sampler import IdBits
 
 if TYPE_CHECKING:
@@ -82,9 +83,10 @@ class _Wrapper:
 class Constraint:
     """Where one sequence stands in a grammar that `origin` is at the start of.
 
-    The grammar begins after the id `after_id`, or at once where that is None; until then anything but an end
-    may come. Stop ids are further ends: like the vocabulary's own, they may come exactly where the answer may
-    end. Masks are computed by `executor`, which must have one thread.
+    The grammar begins after the id `after_id`; at once where that is None, or where an `opening_id` is given
+    and does not come first. Until it begins, anything but an end may come. Stop ids are further ends: like
+    the vocabulary's own, they may come exactly where the answer may end. Masks are computed by `executor`,
+    which must have one thread.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Constraint:
         *,
         stop_token_ids: Collection[int] = (),
         after_id: int | None = None,
+        opening_id: int | None = None,
     ) -> None:
         self.error: str | None = None  # why nothing more may come
         self._origin = origin
@@ -105,39 +108,48 @@ class Constraint:
         self._ending_ids = {*vocabulary.eos_token_ids, *stop_token_ids}
         self._ends = packed(self._ending_ids, vocabulary.vocab_size)
         self._after_id = after_id
-        self._has_begun = after_id is None
+        self._opening_id = opening_id  # until the first id
+        self._has_begun = after_id is None or opening_id is not None
 
-    def start_masks(self, draft_ids: Sequence[int] = ()) -> list[Callable[[], IdBits]]:
+    def start_masks(
+        self, draft_ids: Sequence[int] = (), forced: Collection[int] = ()
+    ) -> list[Callable[[], IdBits]]:
         """Begin to compute `masks`. The answer has a function per row, which waits for it."""
-        future = self._executor.submit(self.masks, tuple(draft_ids))
+        future = self._executor.submit(self.masks, tuple(draft_ids), forced)
         return [partial(_row, future, index) for index in range(len(draft_ids) + 1)]
 
-    def masks(self, draft_ids: Sequence[int] = ()) -> IdBits:
+    def masks(self, draft_ids: Sequence[int] = (), forced: Collection[int] = ()) -> IdBits:
         """What may come next, and what after each draft: [1 + len(draft_ids), ceil(vocab_size / 32)].
 
         Row i is as if drafts 0 to i - 1 had been taken; it is empty where one of them may not come, or is an
-        end. Row 0 is empty in a dead end, or where going on would cost too much; `error` says so.
+        end. Row 0 is empty in a dead end, or where going on would cost too much; `error` says so. `forced`
+        are the indices of drafts that come whatever the grammar says; see `advance`.
         """
         rows = np.zeros((len(draft_ids) + 1, self._num_words), np.uint32)
         self.error = self._fill(rows[0])
-        num_taken, has_begun = len(self._taken_ids), self._has_begun
-        for draft_id, before, after in zip(draft_ids, rows, rows[1:], strict=False):
-            if draft_id in self._ending_ids or not before[draft_id // 32] >> (draft_id % 32) & 1:
+        num_taken, has_begun, opening_id = len(self._taken_ids), self._has_begun, self._opening_id
+        for index, draft_id in enumerate(draft_ids):
+            is_forced = index in forced
+            may_come = is_forced or bool(rows[index][draft_id // 32] >> (draft_id % 32) & 1)
+            if draft_id in self._ending_ids or not may_come:
                 break
-            self.advance(draft_id)
-            if self._fill(after) is not None:
+            self.advance(draft_id, is_forced=is_forced)
+            if self._fill(rows[index + 1]) is not None:
                 break
         self._withdraw(len(self._taken_ids) - num_taken)
-        self._has_begun = has_begun
+        self._has_begun, self._opening_id = has_begun, opening_id
         return rows
 
-    def advance(self, token_id: int) -> None:
-        """Take an id that may come and is no end."""
-        if self._has_begun:
+    def advance(self, token_id: int, *, is_forced: bool = False) -> None:
+        """Take an id that may come and is no end. What is forced is no part of a grammar that has begun."""
+        opening_id, self._opening_id = self._opening_id, None
+        if opening_id is not None and token_id == opening_id:
+            self._has_begun = False
+        elif not self._has_begun:
+            self._has_begun = token_id == self._after_id
+        elif not is_forced:
             self._taken_ids.append(token_id)
             self._matcher.consume_token(token_id)  # where it fails, the next mask tells
-        elif token_id == self._after_id:
-            self._has_begun = True
 
     def _fill(self, bits: IdBits) -> str | None:
         """Set the bits of what may come now, or say why nothing may."""
@@ -153,11 +165,11 @@ class Constraint:
             matcher.is_error() or not bits.any()
         ):  # llguidance then gives the ends, as if the answer were whole
             bits[:] = 0
-            return (
-                f"the grammar cannot be followed further: {first_line(matcher.get_error()) or 'a dead end'}"
-            )
+            return f"{GRAMMAR_ERROR}: {first_line(matcher.get_error()) or 'a dead end'}"
         if can_end:
             bits |= self._ends
+        if self._opening_id is not None:
+            bits[self._opening_id // 32] |= np.uint32(1 << self._opening_id % 32)
         return None
 
     def _withdraw(self, num_ids: int) -> None:

@@ -101,6 +101,7 @@ class GrammarQueue:
             self._masks,
             stop_token_ids=compilation.request.sampling.stop_token_ids,
             after_id=compilation.grammar.after_id,
+            opening_id=compilation.grammar.opening_id,
         )
 
     def _compile(self, text: str) -> llguidance.LLMatcher:

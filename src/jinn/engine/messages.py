@@ -116,15 +116,21 @@ def check_range(name: str, value: float | None, low: float, high: float) -> None
         raise ValueError(f"{name} must be between {low} and {high}, not {value}")
 
 
+GRAMMAR_ERROR = "the grammar cannot be followed further"
+"""How the error begins of a choice that its grammar leaves nothing to draw for, or cannot be held to it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grammar:
     """What an answer must be, from the id `after_id` on; from its start where that is None.
 
-    `text` is as llguidance reads it: Lark, or JSON with a list of grammars.
+    `text` is as llguidance reads it: Lark, or JSON with a list of grammars. With an `opening_id` an answer
+    waits for `after_id` only if its first id is that one.
     """
 
     text: str
     after_id: int | None = None
+    opening_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,8 +112,14 @@ class Sequence:
         """Of the last token and of each draft, what drawing the one after it depends on."""
         if self.constraint is None:
             return [self._sample_row(drafts[:count], None) for count in range(len(drafts) + 1)]
-        masks = self.constraint.start_masks(drafts)
+        masks = self.constraint.start_masks(drafts, self._forced(drafts))
         return [self._sample_row(drafts[:count], mask) for count, mask in enumerate(masks)]
+
+    def _forced(self, drafts: tuple[int, ...]) -> set[int]:
+        """The indices of drafts that close thoughts whose budget is spent."""
+        if self.thinking is None:
+            return set()
+        return {i for i, draft in enumerate(drafts) if self.thinking.forced_id(drafts[:i]) == draft}
 
     def _sample_row(self, drafts: tuple[int, ...], allowed: Callable[[], IdBits] | None) -> SampleRow:
         is_early = len(self.output_ids) + len(drafts) < self.sampling.min_tokens
@@ -136,12 +142,13 @@ class Sequence:
         self.output_ids.append(token_id)
         if self.counts:
             self.counts.add(token_id)
+        is_forced = self.thinking is not None and self.thinking.forced_id() == token_id
         if self.thinking:
             self.thinking.advance(token_id)
         if token_id in self.ending_ids:
             return FinishReason.STOP
         if self.constraint:
-            self.constraint.advance(token_id)
+            self.constraint.advance(token_id, is_forced=is_forced)
         return FinishReason.LENGTH if self.num_tokens >= self.max_num_tokens else None
 
 

@@ -46,6 +46,21 @@ def invalid_value(param: str | None, message: str) -> APIError:
     return APIError(400, message, param=param, code="invalid_value")
 
 
+def invalid_grammar(param: str, pointer: str, message: str) -> APIError:
+    """`pointer` is a JSON pointer (RFC 6901) in the value of `param`, empty for the value itself."""
+    where = f" (at '{pointer}')" if pointer else ""
+    place = f"{param}#{pointer}" if pointer else param
+    return APIError(400, f"'{param}': {message}{where}.", param=place, code="invalid_grammar")
+
+
+def grammar_failed() -> APIError:
+    return APIError(
+        400,
+        "The answer could not be held to its grammar any further, and was given up. A simpler one may do.",
+        code="grammar_failed",
+    )
+
+
 def invalid_json(message: str, param: str | None = None) -> APIError:
     return APIError(400, message, param=param, code="invalid_json")
 

@@ -13,8 +13,10 @@ from starlette.requests import Request
 
 from jinn.engine.client import EngineOutput
 from jinn.engine.messages import (
+    GRAMMAR_ERROR,
     Abort,
     FinishReason,
+    Grammar,
     SamplingParams,
     Score,
     ScoreOutput,
@@ -40,9 +42,10 @@ PING_SECONDS = 10.0  # proxies cut a connection that is silent for a minute
 class GenerationRequest:
     """What every API's body becomes. Choice `i` of prompt `p` is choice `p * sampling.n + i` of the answer.
 
-    `sampling` has its seed set, and may hold stop strings. `echoes` has the text of each prompt where the
-    choices are to begin with it; with log-probabilities, then, if the sampling asks for any. `make_parser`
-    makes what reads a choice as a message; without it a choice is text.
+    `sampling` has its seed set, and may hold stop strings, which mean nothing where there is a grammar: that
+    alone says where an answer ends. `echoes` has the text of each prompt where the choices are to begin with
+    it; with log-probabilities, then, if the sampling asks for any. `make_parser` makes what reads a choice as
+    a message; without it a choice is text.
     """
 
     request_id: str
@@ -52,6 +55,7 @@ class GenerationRequest:
     sampling: SamplingParams
     echoes: tuple[str, ...] | None = None
     make_parser: Callable[[], MessageParser] | None = None
+    grammar: Grammar | None = None
 
     @classmethod
     def create(
@@ -61,9 +65,12 @@ class GenerationRequest:
         sampling: SamplingParams,
         echoes: tuple[str, ...] | None = None,
         make_parser: Callable[[], MessageParser] | None = None,
+        grammar: Grammar | None = None,
     ) -> GenerationRequest:
         state = request.state
-        return cls(state.request_id, state.tenant, state.arrived_at, prompts, sampling, echoes, make_parser)
+        return cls(
+            state.request_id, state.tenant, state.arrived_at, prompts, sampling, echoes, make_parser, grammar
+        )
 
 
 @dataclass(slots=True)
@@ -93,11 +100,12 @@ class Generation:
         self._metrics = metrics
         self._timer = metrics.start_request(request.arrived_at)
         num_choices = len(request.prompts) * request.sampling.n
+        sampling = request.sampling if request.grammar is None else replace(request.sampling, stop=())
         self._tokenizer = tokenizer
         self._choices = [
             Choice(
                 index,
-                request.sampling,
+                sampling,
                 tokenizer,
                 len(self._echo(index // request.sampling.n)),
                 request.make_parser() if request.make_parser else None,
@@ -137,10 +145,14 @@ class Generation:
 
     def _submit(self, prompt: int) -> None:
         sampling = replace(self.request.sampling, stop=())
-        prompt_ids = self.request.prompts[prompt]
-        starts = turn_starts(self._tokenizer, prompt_ids)
+        request, prompt_ids = self.request, self.request.prompts[prompt]
         submit = Submit(
-            self._engine_id(prompt), self.request.tenant, prompt_ids, sampling, turn_starts=starts
+            self._engine_id(prompt),
+            request.tenant,
+            prompt_ids,
+            sampling,
+            request.grammar,
+            turn_starts=turn_starts(self._tokenizer, prompt_ids),
         )
         self._engine.submit(submit, partial(self._receive, prompt))
 
@@ -266,6 +278,8 @@ class Generation:
 
     def _raise_engine_error(self, error: str) -> NoReturn:
         logger.error("generation failed: %s", error, extra={"request_id": self.request.request_id})
+        if self.request.grammar is not None and error.startswith(GRAMMAR_ERROR):
+            self._raise(errors.grammar_failed())
         self._raise(errors.internal_error())
 
     def _raise(self, error: Exception) -> NoReturn:

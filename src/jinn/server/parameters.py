@@ -36,14 +36,6 @@ ACCEPTED: dict[str, str] = {
 ACCEPTED_READING = {"user": ACCEPTED["user"]}  # by APIs that generate nothing
 
 _REFUSED_EVERYWHERE: dict[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "structured_outputs": (),
-    "grammar": ("",),
-    "json_schema": (),
     "allowed_token_ids": (),
     "bad_words": ([],),
     "prompt_logprobs": (),

@@ -34,6 +34,7 @@ from jinn.server.parameters import (
     Columns,
     take_implemented,
 )
+from jinn.server.structured import StructuredFields
 from jinn.server.turns import TurnRequest
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -109,7 +110,7 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] = False
 
 
-class SamplingFields(Strict):
+class SamplingFields(StructuredFields):
     """The fields that chat completions and completions share."""
 
     model: str = limited("model", "The served name, the file's name, or 'default'.", "default")

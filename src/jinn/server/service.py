@@ -14,13 +14,15 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from jinn.engine.messages import Pooling, Ready, SamplingParams
+from jinn.engine.messages import Grammar, Pooling, Ready, SamplingParams
 from jinn.server import errors
 from jinn.server.config import ServerConfig
 from jinn.server.generation import ClientGoneError, Generation, GenerationRequest, Usage
+from jinn.server.grammar_compiler import GrammarCompiler
 from jinn.server.interfaces import Engine
 from jinn.server.metrics import Metrics
 from jinn.server.reading import Reading, Vectors, cancel_when_gone
+from jinn.server.structured import Wanted
 from jinn.text.chat_format import ChatFormat
 from jinn.text.tokenizer import Tokenizer
 
@@ -38,6 +40,12 @@ MAX_RESTART_SECONDS = 30.0
 MAX_RETRY_SECONDS = 600
 CUT_SECONDS = 1.0  # to write the last words of a request that was cut
 _LONG_TEXT = 16_384  # characters; a few milliseconds of tokenising
+
+
+ThinkingIds = tuple[int | None, int | None] | None
+"""The ids of the tags around thoughts, the opening one's where the answer may yet begin with it; None where
+the answer begins with thoughts that end with no token of their own."""
+NO_THINKING: ThinkingIds = (None, None)
 
 
 class Throughput:
@@ -100,6 +108,7 @@ class Service:
         self.metrics = Metrics(self.card.name, lambda: self.engine.stats)
         self._start_engine = start_engine
         self._supervisor: asyncio.Task[None] | None = None
+        self._grammars = GrammarCompiler()
         self.is_draining = False
         self.ready: Ready | None = None  # what the engine said
         self._running: set[Generation | Reading] = set()
@@ -114,7 +123,8 @@ class Service:
             self._supervisor = asyncio.create_task(self._supervise(self._start_engine))
 
     async def close(self) -> None:
-        """End the engine."""
+        """End the engine, and what compiles grammars."""
+        await asyncio.to_thread(self._grammars.close)
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
@@ -171,6 +181,18 @@ class Service:
         if num_characters < _LONG_TEXT:
             return function(*args, **kwargs)
         return await asyncio.to_thread(function, *args, **kwargs)
+
+    async def grammar(self, wanted: Wanted | None, thinking_ids: ThinkingIds = NO_THINKING) -> Grammar | None:
+        """What holds an answer, behind its thoughts, to what is wanted. Raises APIError 400, 503."""
+        if wanted is None:
+            return None
+        if thinking_ids is None:
+            raise errors.invalid_value(
+                wanted.param, f"'{wanted.param}': this model's thoughts do not end with a token of their own."
+            )
+        text = await self._grammars.compile(wanted.kind, wanted.value, wanted.param)
+        opening_id, after_id = thinking_ids
+        return Grammar(text, after_id, opening_id)
 
     def generate(self, request: GenerationRequest) -> Generation:
         """A request about to run; it must be given to `release()` in the end. Raises APIError 429, 503."""

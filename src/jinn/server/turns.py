@@ -8,7 +8,7 @@ from typing import Any
 
 from jinn.engine.messages import SamplingParams, ThinkingBudget
 from jinn.server import errors
-from jinn.server.service import Service
+from jinn.server.service import NO_THINKING, Service, ThinkingIds
 from jinn.text.message_parser import MessageParser
 from jinn.text.reasoning import ReasoningFormat
 from jinn.text.tool_formats.calls import Tool
@@ -61,12 +61,14 @@ class Turn:
         sampling: with the budget of thoughts.
         make_parser: makes what reads a choice.
         is_thinking: the prompt leaves the model in its thoughts.
+        thinking_ids: see `ThinkingIds`.
     """
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
     make_parser: Callable[[], MessageParser]
     is_thinking: bool
+    thinking_ids: ThinkingIds = NO_THINKING
 
 
 async def prepare_turn(service: Service, request: TurnRequest, sampling: SamplingParams) -> Turn:
@@ -106,7 +108,19 @@ async def prepare_turn(service: Service, request: TurnRequest, sampling: Samplin
         is_thinking=is_thinking,
         parallel=request.parallel_tool_calls,
     )
-    return Turn(prompt_ids, sampling, make_parser, is_thinking)
+    thinking_ids = _thinking_ids(service, is_thinking=is_thinking, is_wanted=is_wanted)
+    return Turn(prompt_ids, sampling, make_parser, is_thinking, thinking_ids)
+
+
+def _thinking_ids(service: Service, *, is_thinking: bool, is_wanted: bool | None) -> ThinkingIds:
+    """See `ThinkingIds`."""
+    reasoning, added_tokens = service.chat_format.reasoning, service.tokenizer.added_tokens
+    if reasoning is None or (is_wanted is False and not is_thinking):
+        return NO_THINKING
+    start, end = added_tokens.get(reasoning.start), added_tokens.get(reasoning.end)
+    if start is None or end is None:
+        return None if is_thinking else NO_THINKING
+    return (None if is_thinking else start.id), end.id
 
 
 def _check_tools(service: Service, request: TurnRequest) -> None:

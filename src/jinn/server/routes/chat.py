@@ -32,10 +32,13 @@ async def create_chat_completion(request: Request) -> Response:
     chat.check_vocabulary(ready.vocab_size)
     turn = await prepare_turn(service, chat.turn(), chat.sampling_params(service.sampling_defaults))
     service.check_room((turn.prompt_ids,), turn.sampling, "messages")
+    grammar = await service.grammar(chat.wanted(), turn.thinking_ids)
     head = AnswerHead.create("chatcmpl", service.card.name, ready.system_fingerprint)
     return GenerationResponse(
         service,
-        GenerationRequest.create(request, (turn.prompt_ids,), turn.sampling, make_parser=turn.make_parser),
+        GenerationRequest.create(
+            request, (turn.prompt_ids,), turn.sampling, make_parser=turn.make_parser, grammar=grammar
+        ),
         ChatWire(head, chat, turn.sampling, service.tokenizer.token_bytes, service.config.reasoning_fields),
         is_stream=chat.stream,
         ignored=ignored,

@@ -33,11 +33,12 @@ async def create_completion(request: Request) -> Response:
     prompts = tuple([await _encode(service, completion, prompt) for prompt in completion.prompt])
     sampling = completion.sampling_params(service.sampling_defaults)
     service.check_room(prompts, sampling, "prompt")
+    grammar = await service.grammar(completion.wanted())
     head = AnswerHead.create("cmpl", service.card.name, ready.system_fingerprint)
     echoes = _echoes(service, completion) if completion.echo else None
     return GenerationResponse(
         service,
-        GenerationRequest.create(request, prompts, sampling, echoes),
+        GenerationRequest.create(request, prompts, sampling, echoes, grammar=grammar),
         CompletionWire(head, completion, sampling, service.tokenizer.token_bytes),
         is_stream=completion.stream,
         ignored=ignored,

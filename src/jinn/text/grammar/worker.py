@@ -1,0 +1,107 @@
+"""Compiles grammars for one parent: a line of JSON in, `[kind, value]`; a line out, the grammar or why not.
+
+It is a process of its own because a grammar may take long, or bring the compiler down: `python -m
+jinn.text.grammar.worker`. It ends with its standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import sys
+from typing import Any
+
+import llguidance
+
+from jinn.engine.constraint import first_line, parser_limits
+from jinn.text.grammar.grammars import GrammarError, GrammarKind, grammar_text
+
+_MAX_MEMORY = 2 * 2**30  # bytes of address space
+_MAX_STACK = 4 * 2**20  # half of what the engine's threads have
+_MAX_CULPRITS = 16  # keywords that are left out, one by one, to find which is to blame
+
+# What llguidance says, and the keywords that it says it of.
+_SUBJECTS = {
+    "oneOf": ("oneOf",),
+    "patternProperty": ("patternProperties",),
+    "min/maxProperties": ("minProperties", "maxProperties"),
+    "circular references": ("$ref",),
+}
+
+_BYTES = llguidance.LLTokenizer("byte")
+
+
+def compiled(kind: GrammarKind, value: Any) -> str:
+    """The grammar's text, which llguidance takes and which leaves something to write. Raises GrammarError."""
+    text = grammar_text(kind, value)
+    error = _error_of(text)
+    if error is None:
+        return text
+    if kind is GrammarKind.JSON_SCHEMA and (culprit := _culprit(value, error)):
+        keyword = culprit.rpartition("/")[2]
+        raise GrammarError(f"the keyword '{keyword}' is not supported here: {error}", culprit)
+    raise GrammarError(error)
+
+
+def _error_of(text: str) -> str | None:
+    matcher = llguidance.LLMatcher(_BYTES, text, log_level=0, limits=parser_limits())
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+        if not matcher.is_error() and matcher.is_stopped() and not matcher.is_accepting():
+            return "no answer satisfies it"
+    return first_line(matcher.get_error()) if matcher.is_error() else None
+
+
+def _culprit(schema: Any, error: str) -> str | None:
+    """The JSON pointer of the keyword without which the error would be another, or none."""
+    keywords = next((names for said, names in _SUBJECTS.items() if said in error), ())
+    places = _places(schema, "", keywords)[:_MAX_CULPRITS]
+    if len(places) == 1:
+        return places[0][0]
+    for pointer, node, keyword in places:
+        value = node.pop(keyword)
+        try:
+            if _error_of(grammar_text(GrammarKind.JSON_SCHEMA, schema)) != error:
+                return pointer
+        except GrammarError:
+            continue
+        finally:
+            node[keyword] = value
+    return places[0][0] if places else None
+
+
+def _places(node: Any, pointer: str, keywords: tuple[str, ...]) -> list[tuple[str, dict[str, Any], str]]:
+    """Where the keywords stand: pointer, object and keyword."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    places = []
+    for key, value in items:
+        where = f"{pointer}/{str(key).replace('~', '~0').replace('/', '~1')}"
+        if isinstance(node, dict) and key in keywords:
+            places.append((where, node, str(key)))
+        places += _places(value, where, keywords)
+    return places
+
+
+def _answer(line: str) -> dict[str, Any]:
+    kind, value = json.loads(line)
+    try:
+        return {"text": compiled(GrammarKind(kind), value)}
+    except GrammarError as error:
+        return {"error": str(error), "pointer": error.pointer}
+    except RecursionError:
+        return {"error": "it is nested too deeply", "pointer": ""}
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the parent
+    resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
+    resource.setrlimit(resource.RLIMIT_STACK, (_MAX_STACK, _MAX_STACK))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for line in sys.stdin:
+        print(json.dumps(_answer(line)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
