@@ -67,10 +67,16 @@ class PackedExperts:
     def dequantize(self) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')]:
         """The values, float32 [experts, rows, cols]."""
 
-def pack_experts(pool: ThreadPool, sources: Sequence[Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]], format: str, rows: int, cols: int, row_order: object | None = None) -> PackedExperts:
+def pack_experts(pool: ThreadPool, sources: Sequence[Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]], format: str, rows: int, cols: int, row_order: object | None = None, file: tuple[str, int] | None = None) -> PackedExperts:
     """
-    Pack the file's bytes of one matrix per expert; row i of each is row row_order[i] of its source.
+    Pack the file's bytes of one matrix per expert; row i of each is row row_order[i] of its source. `file` is the path and offset of where to keep them, instead of memory.
     """
+
+def map_experts(file: tuple[str, int], format: str, num_experts: int, rows: int, cols: int) -> PackedExperts:
+    """Experts that pack_experts left in a file."""
+
+def packed_experts_nbytes(format: str, num_experts: int, rows: int, cols: int) -> int:
+    """Bytes that packed experts take."""
 
 places_per_choice: int = 2
 

@@ -39,6 +39,8 @@ def test_json(run, tmp_path):
     memory = found["memory_to_serve"]
     assert memory["total"] == memory["weights"] + memory["cache"] + memory["overhead"]
     assert memory["weights"] == found["bytes"]
+    assert found["fits"] is True
+    assert found["disk_bytes_per_token"] == 0
 
 
 def test_folder(run, tmp_path):
@@ -52,7 +54,9 @@ def test_table(run, tiny_path):
     table = dict(line.split(maxsplit=1) for line in lines)
     assert table["hidden_size"] == "64"
     assert table["parameters"].startswith(f"{NUM_PARAMETERS:,}, ")
-    assert lines[-1].startswith("memory to serve")
+    assert lines[-2].startswith("memory to serve")
+    assert lines[-1].startswith("memory there is")
+    assert lines[-1].endswith("enough")
 
 
 def test_a_missing_tensor_is_named(fail, tmp_path, tiny_path):

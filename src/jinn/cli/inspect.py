@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 KV_CACHE_DTYPES = ("bf16", "int8", "f32")
 
-# What `jinn serve` needs besides weights and cache: two interpreters, libraries, tokenizer, activations.
-_OVERHEAD_BYTES = 200 * 10**6
-
 
 def inspect(
     model: Annotated[str, typer.Argument(help="A .gguf file, a Hugging Face folder or a pulled name.")],
@@ -37,6 +34,7 @@ def inspect(
 def describe(path: Path) -> dict[str, Any]:
     """Family, shapes, parameters, tensors and memory. Raises WeightsError, ConfigError."""
     from jinn.engine.loading import check_tensors
+    from jinn.engine.memory import OVERHEAD_BYTES, available_memory, footprint
     from jinn.models.registry import model_of
     from jinn.weights.checkpoint import open_checkpoint
 
@@ -44,7 +42,8 @@ def describe(path: Path) -> dict[str, Any]:
         model = model_of(checkpoint)
         check_tensors(model, checkpoint)
         weights = sum(info.nbytes for info in checkpoint.tensors.values())
-        cache = DEFAULTS["cache_memory"]
+        cache, available = DEFAULTS["cache_memory"], available_memory()
+        needed = footprint(model, checkpoint)
         return {
             "model": str(path),
             "family": model.family,
@@ -60,9 +59,12 @@ def describe(path: Path) -> dict[str, Any]:
             "memory_to_serve": {
                 "weights": weights,
                 "cache": cache,
-                "overhead": _OVERHEAD_BYTES,
-                "total": weights + cache + _OVERHEAD_BYTES,
+                "overhead": OVERHEAD_BYTES,
+                "total": weights + cache + OVERHEAD_BYTES,
             },
+            "memory_available": available,
+            "fits": needed.fits(cache, available),
+            "disk_bytes_per_token": needed.uncached_per_token(cache, available),
         }
 
 
@@ -117,6 +119,20 @@ def format_description(description: dict[str, Any]) -> str:
             f"{format_size(memory['total'])}: weights {format_size(memory['weights'])}, cache up to "
             f"{format_size(memory['cache'])}, the rest {format_size(memory['overhead'])}",
         ),
+        ("memory there is", f"{format_size(description['memory_available'])}{_verdict(description)}"),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _verdict(description: dict[str, Any]) -> str:
+    """What follows from the memory there is."""
+    if description["fits"]:
+        return ", enough"
+    per_token = description["disk_bytes_per_token"]
+    if not per_token:
+        return ", too little"
+    return (
+        f": experts will be read from disk, about {format_size(per_token)} for a token, so at most "
+        f"{1e9 / per_token:.2g} tokens per second for each GB/s that the disk reads"
+    )

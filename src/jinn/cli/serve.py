@@ -84,6 +84,14 @@ def serve(
         str | None,
         typer.Option(metavar="MODEL", help="The smaller model that guesses, for draft.", show_default=False),
     ] = None,
+    packed_cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep a mixture's experts in a file there, and read from it what is needed.",
+            show_default="in memory if they fit, else under JINN_HOME",
+        ),
+    ] = None,
     api_key: Annotated[
         str | None, typer.Option(help="The key that clients must send.", show_default="none is needed")
     ] = None,
@@ -169,6 +177,7 @@ def serve(
         "speculative": speculative,
         "num_speculative_tokens": num_speculative_tokens,
         "draft_model": draft_model,
+        "packed_cache": packed_cache,
         "api_key": api_key,
         "api_keys": api_keys,
         "allowed_hosts": allowed_hosts,

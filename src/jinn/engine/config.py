@@ -43,6 +43,7 @@ class EngineConfig:
     state_memory: int | None = None  # bytes of cache_memory for recurrent states; None: half of it
     speculative: Speculative = "off"  # where guesses at the next tokens come from
     num_speculative_tokens: int | None = None  # guessed at a time; None: what suits the source
+    packed_cache: str | None = None  # a folder to keep packed experts in; None: memory, if they fit
     draft_model: str | None = None  # a path; with speculative "draft"
     log_level: LogLevel = "info"
 

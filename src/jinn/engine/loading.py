@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache, partial
 from importlib import metadata
 from math import prod
@@ -15,6 +18,7 @@ import numpy.typing as npt
 
 from jinn import _native, env
 from jinn.engine.config import EngineConfig, ModelInfo
+from jinn.engine.memory import available_memory, footprint
 from jinn.engine.runner import NativeRunner, Programs, Runner
 from jinn.models.generation import generation_defaults
 from jinn.models.model import Model
@@ -24,6 +28,7 @@ from jinn.ops.native import Recording, compile_program, fuse, record, record_hid
 from jinn.ops.protocol import FloatArray
 from jinn.weights.checkpoint import Checkpoint, open_checkpoint
 from jinn.weights.errors import WeightsError
+from jinn.weights.packed import PackedFile, packed_key
 from jinn.weights.quantize import dequantize
 
 if TYPE_CHECKING:
@@ -45,12 +50,33 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, Model
         model = _model(checkpoint, config)
         pool = _native.ThreadPool(config.num_threads or _native.default_num_threads())
         kernels = _native.choose_kernels(env.isa() or "")
-        parameters = load_parameters(model, checkpoint, pool, progress)
+        folder, notes = _packed_folder(model, checkpoint, config)
+        with open_packed_file(model, checkpoint, folder) if folder else nullcontext() as packed_file:
+            parameters = load_parameters(model, checkpoint, pool, progress, packed_file)
         info = model_info(model, checkpoint, f"{kernels.name}-{config.activations}-{config.kv_cache_dtype}")
+        info = replace(info, notes=(*info.notes, *notes))
 
     programs = _programs(model, tree(parameters), config, pool, kernels)
     cache, states = _caches(model, config)
     return NativeRunner(programs, cache, states, model.vocab_size), info
+
+
+def _packed_folder(
+    model: Model, checkpoint: Checkpoint, config: EngineConfig
+) -> tuple[Path | None, tuple[str, ...]]:
+    """Where to keep packed experts, and a note if that is because they do not fit into memory."""
+    if config.packed_cache is not None:
+        return Path(config.packed_cache), ()
+    needed, available = footprint(model, checkpoint), available_memory()
+    if not needed.experts or needed.fits(config.cache_memory, available):
+        return None, ()
+    folder = env.home() / "packed"
+    read = needed.uncached_per_token(config.cache_memory, available)
+    return folder, (
+        f"the weights' {needed.weights} bytes and cache_memory {config.cache_memory} are more than the "
+        f"{available} bytes of memory there are: experts are read from {folder} as they are needed, "
+        f"about {read} bytes for a token",
+    )
 
 
 def _model(checkpoint: Checkpoint, config: EngineConfig) -> Model:
@@ -120,18 +146,67 @@ def _slot_bytes(states: _native.StateCache) -> int:
 
 
 def load_parameters(
-    model: Model, checkpoint: Checkpoint, pool: _native.ThreadPool, progress: Progress
+    model: Model,
+    checkpoint: Checkpoint,
+    pool: _native.ThreadPool,
+    progress: Progress,
+    packed_file: PackedFile | None = None,
 ) -> dict[str, Any]:
-    """Every parameter by key: matrices packed, vectors as float32. Pages of the file are let go behind."""
+    """Every parameter by key: matrices packed, vectors as float32. Pages of the file are let go behind.
+
+    With a `packed_file` of `open_packed_file`, the experts of mixtures are left there.
+    """
     check_tensors(model, checkpoint)
     specs, origins = model.parameters(), model.origins(checkpoint)
     sizes = {name: origin_bytes(origin, checkpoint) for name, origin in origins.items()}
     loaded, parameters = 0, {}
     for name, spec in specs.items():
-        parameters[name] = _load(checkpoint, spec, origins[name], pool)
+        if packed_file is None or not _is_expert(spec):
+            parameters[name] = _load(checkpoint, spec, origins[name], pool)
+        else:
+            parameters[name] = _keep(checkpoint, name, spec, origins[name], pool, packed_file)
         loaded += sizes[name]
         progress(loaded, sum(sizes.values()))
+    if packed_file is not None:
+        packed_file.finish()
     return parameters
+
+
+def open_packed_file(model: Model, checkpoint: Checkpoint, folder: Path) -> PackedFile:
+    """The file in `folder` that keeps the packed experts of this checkpoint as it is now."""
+    origins, stats = model.origins(checkpoint), map(os.stat, checkpoint.files)
+    sizes = {
+        name: _native.packed_experts_nbytes(_packed_format(checkpoint, origins[name]), *spec.shape)
+        for name, spec in model.parameters().items()
+        if _is_expert(spec)
+    }
+    versions = [(status.st_size, status.st_mtime_ns, status.st_ino) for status in stats]
+    return PackedFile(folder, packed_key(_native.layout_id, fingerprint(checkpoint, ""), versions), sizes)
+
+
+def _is_expert(spec: ParameterSpec) -> bool:
+    return spec.num_experts_per_tok is not None
+
+
+def _packed_format(checkpoint: Checkpoint, origin: Origin) -> str:
+    """That of the file, or float32 where its blocks would break."""
+    name = checkpoint.tensors[origin.names[0]].format.name
+    return "F32" if origin.moves_columns and name not in _ELEMENTS else name
+
+
+def _keep(
+    checkpoint: Checkpoint,
+    name: str,
+    spec: ParameterSpec,
+    origin: Origin,
+    pool: _native.ThreadPool,
+    packed_file: PackedFile,
+) -> Any:
+    """Experts that are read from the packed file, after they have been written to it where it is new."""
+    place = str(packed_file.path), packed_file.offset(name)
+    if not packed_file.is_whole:
+        _load(checkpoint, spec, origin, pool, place)
+    return _native.map_experts(place, _packed_format(checkpoint, origin), *spec.shape)
 
 
 def origin_bytes(origin: Origin, checkpoint: Checkpoint) -> int:
@@ -139,12 +214,18 @@ def origin_bytes(origin: Origin, checkpoint: Checkpoint) -> int:
     return sum(checkpoint.tensors[name].nbytes for name in origin.names)
 
 
-def _load(checkpoint: Checkpoint, spec: ParameterSpec, origin: Origin, pool: _native.ThreadPool) -> Any:
+def _load(
+    checkpoint: Checkpoint,
+    spec: ParameterSpec,
+    origin: Origin,
+    pool: _native.ThreadPool,
+    place: tuple[str, int] | None = None,
+) -> Any:
     for name in origin.names:
         checkpoint.check_finite(name)
     if not spec.is_packed:
         return read_float32(checkpoint, spec, origin)
-    packed = _pack(checkpoint, spec, origin, pool)
+    packed = _pack(checkpoint, spec, origin, pool, place)
     for name in origin.names:
         checkpoint.release(name)
     return packed
@@ -172,8 +253,14 @@ def read_moved_columns(
     return origin.read(tensors, spec), format_name
 
 
-def _pack(checkpoint: Checkpoint, spec: ParameterSpec, origin: Origin, pool: _native.ThreadPool) -> Any:
-    """A matrix, or one per expert."""
+def _pack(
+    checkpoint: Checkpoint,
+    spec: ParameterSpec,
+    origin: Origin,
+    pool: _native.ThreadPool,
+    place: tuple[str, int] | None,
+) -> Any:
+    """A matrix, or one per expert; these at a place in a file, if there is one."""
     formats = {checkpoint.tensors[name].format.name for name in origin.names}
     if len(formats) > 1:
         raise WeightsError(
@@ -195,7 +282,7 @@ def _pack(checkpoint: Checkpoint, spec: ParameterSpec, origin: Origin, pool: _na
             source = source.reshape(origin.shape_of(spec)[0], -1)[row_order].reshape(-1)
             row_order = None
         return _native.pack(pool, source, format_name, rows, cols, row_order)
-    return _native.pack_experts(pool, sources, format_name, rows, cols, row_order)
+    return _native.pack_experts(pool, sources, format_name, rows, cols, row_order, place)
 
 
 def check_tensors(model: Model, checkpoint: Checkpoint) -> None:

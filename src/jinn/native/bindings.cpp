@@ -1,6 +1,7 @@
 // What Python sees of the native code: a table of contents.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -81,10 +82,10 @@ FloatTable dequantize(const PackedTensor& packed) {
 // One matrix per source, all experts' with all threads.
 std::shared_ptr<PackedExperts> pack_experts(ThreadPool& pool, const std::vector<Bytes>& sources,
                                             const std::string& format, int64_t rows, int64_t cols,
-                                            const Ints* row_order) {
+                                            const Ints* row_order, const FileRange* file) {
   const int64_t num_experts = static_cast<int64_t>(sources.size());
   expect(num_experts > 0, "[pack_experts] expected a source per expert");
-  auto packed = std::make_shared<PackedExperts>(format_by_name(format), num_experts, rows, cols);
+  auto packed = std::make_shared<PackedExperts>(format_by_name(format), num_experts, rows, cols, file);
   const FormatInfo& f = info(packed->format());
   const int64_t row_bytes = cols / f.block_elems * f.block_bytes;
   const int64_t source_rows = row_bytes ? static_cast<int64_t>(sources[0].size()) / row_bytes : 0;
@@ -107,6 +108,7 @@ std::shared_ptr<PackedExperts> pack_experts(ThreadPool& pool, const std::vector<
   pool.for_each(num_experts, [&](int64_t expert) {
     packed->pack(expert, data[static_cast<size_t>(expert)], order, 0, packed->num_tiles());
   });
+  if (file) packed->tensor().memory().drop_pages();
   return packed;
 }
 
@@ -313,13 +315,32 @@ NB_MODULE(_native, m) {
   m.def(
       "pack_experts",
       [](ThreadPool& pool, const std::vector<Bytes>& sources, const std::string& format, int64_t rows, int64_t cols,
-         nb::object row_order) {
-        if (row_order.is_none()) return pack_experts(pool, sources, format, rows, cols, nullptr);
+         nb::object row_order, const std::optional<std::pair<std::string, size_t>>& file) {
+        FileRange range;
+        if (file) range = {file->first, file->second, true};
+        const FileRange* place = file ? &range : nullptr;
+        if (row_order.is_none()) return pack_experts(pool, sources, format, rows, cols, nullptr, place);
         const Ints order = nb::cast<Ints>(row_order);
-        return pack_experts(pool, sources, format, rows, cols, &order);
+        return pack_experts(pool, sources, format, rows, cols, &order, place);
       },
       "pool"_a, "sources"_a, "format"_a, "rows"_a, "cols"_a, "row_order"_a.none() = nb::none(),
-      "Pack the file's bytes of one matrix per expert; row i of each is row row_order[i] of its source.");
+      "file"_a.none() = nb::none(),
+      "Pack the file's bytes of one matrix per expert; row i of each is row row_order[i] of its source. `file` is "
+      "the path and offset of where to keep them, instead of memory.");
+  m.def(
+      "map_experts",
+      [](const std::pair<std::string, size_t>& file, const std::string& format, int64_t num_experts, int64_t rows,
+         int64_t cols) {
+        const FileRange range{file.first, file.second, false};
+        return std::make_shared<PackedExperts>(format_by_name(format), num_experts, rows, cols, &range);
+      },
+      "file"_a, "format"_a, "num_experts"_a, "rows"_a, "cols"_a, "Experts that pack_experts left in a file.");
+  m.def(
+      "packed_experts_nbytes",
+      [](const std::string& format, int64_t num_experts, int64_t rows, int64_t cols) {
+        return PackedExperts::nbytes_of(format_by_name(format), num_experts, rows, cols);
+      },
+      "format"_a, "num_experts"_a, "rows"_a, "cols"_a, "Bytes that packed experts take.");
   m.attr("places_per_choice") = kPlacesPerChoice;
   m.def("places_row_bytes", &Places::row_bytes, "num_choices"_a,
         "Bytes per row of the buffer that says where each row's chosen experts are computed.");

@@ -231,8 +231,8 @@ class Combine : public RowWise {
 
 }  // namespace
 
-PackedExperts::PackedExperts(Format format, int64_t num_experts, int64_t rows, int64_t cols)
-    : num_experts_(num_experts), rows_(rows), tensor_(format, num_experts * num_tiles() * kTileRows, cols) {}
+PackedExperts::PackedExperts(Format format, int64_t num_experts, int64_t rows, int64_t cols, const FileRange* file)
+    : num_experts_(num_experts), rows_(rows), tensor_(format, num_experts * num_tiles() * kTileRows, cols, file) {}
 
 std::vector<int32_t> PackedExperts::source_rows(const int32_t* row_order) const {
   const int64_t padded = num_tiles() * kTileRows;

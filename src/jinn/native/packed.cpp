@@ -232,12 +232,12 @@ TileLayout::TileLayout(Format format, int64_t cols) {
   bytes = round_up(mins + (f.min_at >= 0 ? blocks * kTileRows * 2 : 0), 64);
 }
 
-PackedTensor::PackedTensor(Format format, int64_t rows, int64_t cols)
+PackedTensor::PackedTensor(Format format, int64_t rows, int64_t cols, const FileRange* file)
     : format_(format),
       rows_(rows),
       cols_(cols),
       layout_(format, checked_cols(format, rows, cols)),
-      data_(nbytes(), true) {}
+      data_(file ? Memory(nbytes(), *file) : Memory(nbytes(), true)) {}
 
 void PackedTensor::pack(const uint8_t* source, const int32_t* row_order, int64_t first_tile, int64_t last_tile) {
   const FormatInfo& f = info(format_);

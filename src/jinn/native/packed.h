@@ -71,7 +71,8 @@ struct TileLayout {
 
 class PackedTensor {
  public:
-  PackedTensor(Format format, int64_t rows, int64_t cols);
+  // In memory of its own, or in a file.
+  PackedTensor(Format format, int64_t rows, int64_t cols, const FileRange* file = nullptr);
 
   // Row `i` of the pack is row `row_order[i]` of the source (all rows in order if null). Packs tiles first .. last - 1.
   void pack(const uint8_t* source, const int32_t* row_order, int64_t first_tile, int64_t last_tile);
@@ -83,6 +84,7 @@ class PackedTensor {
   int64_t num_tiles() const { return (rows_ + kTileRows - 1) / kTileRows; }
   size_t nbytes() const { return layout_.bytes * static_cast<size_t>(num_tiles()); }
   const TileLayout& layout() const { return layout_; }
+  const Memory& memory() const { return data_; }
   const uint8_t* tile(int64_t t) const { return data_.data() + layout_.bytes * static_cast<size_t>(t); }
 
  private:

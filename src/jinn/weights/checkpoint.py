@@ -51,6 +51,11 @@ class Checkpoint:
     source: TensorSource
 
     @property
+    def files(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return [self.path] if self.kind == "gguf" else sorted(self.path.glob("*.safetensors"))
+
+    @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         return self.source.tensors
 

@@ -1,0 +1,60 @@
+"""How much memory a process may still take, and whether a model fits into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinn.models.model import Model
+from jinn.weights.checkpoint import Checkpoint
+
+# What serving takes besides weights and cache: two interpreters, libraries, tokenizer, activations.
+OVERHEAD_BYTES = 200 * 10**6
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_memory() -> int:
+    """Bytes that the system and this process's control group (version 2) would still give."""
+    fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    try:
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return available if limit == "max" else min(available, max(0, int(limit) - int(used)))
+    except (OSError, ValueError):
+        return available
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes of a model's weights in memory, and what a token reads of them."""
+
+    weights: int
+    experts: int  # of the weights: the experts of all mixtures
+    experts_per_token: int
+
+    def fits(self, cache_memory: int, available: int) -> bool:
+        """Whether all weights have room beside the cache."""
+        return self.weights + cache_memory + OVERHEAD_BYTES <= available
+
+    def uncached_per_token(self, cache_memory: int, available: int) -> int:
+        """Bytes that a token reads from disk, if it chooses any expert as likely as another."""
+        if self.fits(cache_memory, available) or not self.experts:
+            return 0
+        room = available - cache_memory - OVERHEAD_BYTES - (self.weights - self.experts)
+        return int(self.experts_per_token * (1 - max(0, room) / self.experts))
+
+
+def footprint(model: Model, checkpoint: Checkpoint) -> Footprint:
+    """Of a checkpoint's tensors, whose packs are as large."""
+    specs, origins = model.parameters(), model.origins(checkpoint)
+    sizes = {
+        name: sum(checkpoint.tensors[tensor].nbytes for tensor in origin.names)
+        for name, origin in origins.items()
+    }
+    experts = {name: spec for name, spec in specs.items() if spec.num_experts_per_tok is not None}
+    per_token = sum(
+        sizes[name] * (spec.num_experts_per_tok or 0) // spec.shape[0] for name, spec in experts.items()
+    )
+    return Footprint(sum(sizes.values()), sum(sizes[name] for name in experts), per_token)

@@ -1,0 +1,95 @@
+"""The file of packed experts: there or not, never in part."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from jinn.weights.errors import WeightsError
+from jinn.weights.packed import PAGE, PackedFile, packed_key
+
+SIZES = {"a": 5000, "b": 1, "c": PAGE}
+KEY = packed_key("model", 1)
+
+
+def fill(file):
+    """Write each tensor's name all over its place."""
+    with file.path.open("r+b") as out:
+        for name, nbytes in SIZES.items():
+            out.seek(file.offset(name))
+            out.write(name.encode() * nbytes)
+
+
+def test_a_finished_file_is_found_whole(tmp_path):
+    with PackedFile(tmp_path / "new" / "folder", KEY, SIZES) as file:
+        assert not file.is_whole
+        fill(file)
+        file.finish()
+    with PackedFile(tmp_path / "new" / "folder", KEY, SIZES) as file:
+        assert file.is_whole
+        data = file.path.read_bytes()
+        for name, nbytes in SIZES.items():
+            assert file.offset(name) % PAGE == 0
+            assert data[file.offset(name) :][:nbytes] == name.encode() * nbytes
+        file.finish()
+
+
+def test_an_unfinished_file_is_not_there_and_leaves_nothing(tmp_path):
+    with PackedFile(tmp_path, KEY, SIZES) as file:
+        fill(file)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+    with PackedFile(tmp_path, KEY, SIZES) as file:
+        assert not file.is_whole
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"x" + data[1:], lambda data: b""])
+def test_a_damaged_file_is_written_anew(tmp_path, damage):
+    with PackedFile(tmp_path, KEY, SIZES) as file:
+        fill(file)
+        file.finish()
+    file.path.write_bytes(damage(file.path.read_bytes()))
+    with PackedFile(tmp_path, KEY, SIZES) as again:
+        assert not again.is_whole
+        fill(again)
+        again.finish()
+    with PackedFile(tmp_path, KEY, SIZES) as again:
+        assert again.is_whole
+
+
+def test_another_key_or_other_sizes_have_a_file_of_their_own(tmp_path):
+    with PackedFile(tmp_path, KEY, SIZES) as file:
+        file.finish()
+    for key, sizes in [(packed_key("model", 2), SIZES), (KEY, SIZES | {"b": 2})]:
+        with PackedFile(tmp_path, key, sizes) as other:
+            assert not other.is_whole
+
+
+def test_who_comes_second_waits_and_finds_the_file(tmp_path):
+    found = []
+
+    def second():
+        with PackedFile(tmp_path, KEY, SIZES) as file:
+            found.append(file.is_whole)
+
+    with PackedFile(tmp_path, KEY, SIZES) as file:
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        fill(file)
+        file.finish()
+    thread.join(10)
+    assert found == [True]
+
+
+def test_a_folder_that_cannot_be_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WeightsError, match="cannot be kept here"):
+        PackedFile(tmp_path / "file" / "folder", KEY, SIZES)
+
+
+def test_no_room_is_an_error_before_anything_is_packed(tmp_path):
+    with pytest.raises(WeightsError, match="no room"), PackedFile(tmp_path, KEY, {"a": 2**60}):
+        pass
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
