@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -86,12 +86,15 @@ def chat_format() -> ChatFormat:
 
 
 @pytest.fixture
-def service(engine: FakeEngine, config: ServerConfig, template: Template, chat_format: ChatFormat) -> Service:
+def service(
+    engine: FakeEngine, config: ServerConfig, template: Template, chat_format: ChatFormat
+) -> Iterator[Service]:
     service = Service(
         config, engine, ThinkingTokenizer(), template, file_name="tiny.gguf", chat_format=chat_format
     )
     asyncio.run(service.start())
-    return service
+    yield service
+    asyncio.run(service.close())
 
 
 @pytest.fixture
@@ -390,3 +393,35 @@ async def test_openai_stream_helper(openai_client: openai.AsyncOpenAI, engine: F
     again = [{"role": "user", "content": "Hi"}, message.model_dump()]
     results = [{"role": "tool", "tool_call_id": call.id, "content": "x"} for call in message.tool_calls]
     await openai_client.chat.completions.create(model="default", messages=[*again, *results])  # type: ignore[list-item]
+
+
+async def forced(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
+    return await client.post(CHAT, json=chat_body(tools=[WEATHER], **fields))
+
+
+@pytest.mark.parametrize("tool_choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+async def test_a_call_may_be_asked_for(
+    client: httpx.AsyncClient, engine: FakeEngine, tool_choice: Any
+) -> None:
+    assert (await forced(client, tool_choice=tool_choice)).status_code == 200
+    grammar = engine.submitted[0].grammar
+    assert grammar is not None
+    assert "weather" in grammar.text
+    assert (")*" in grammar.text) == (tool_choice == "required")
+    assert grammar.after_id == END_ID
+
+
+async def test_one_call_may_be_asked_for(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    await forced(client, tool_choice="required", parallel_tool_calls=False)
+    grammar = engine.submitted[0].grammar
+    assert grammar is not None
+    assert ")*" not in grammar.text
+
+
+async def test_what_does_not_go_with_a_call_that_is_asked_for(client: httpx.AsyncClient) -> None:
+    response = await forced(client, tool_choice="required", response_format={"type": "json_object"})
+    assert check_error(response, 400)["param"] == "response_format"
+    function = {"name": "f", "parameters": {"properties": {"a": {"not": {}}}}}
+    body = chat_body(tools=[{"type": "function", "function": function}], tool_choice="required")
+    error = check_error(await client.post(CHAT, json=body), 400)
+    assert error["param"] == "tools#/f/properties/a/not"

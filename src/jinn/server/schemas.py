@@ -34,8 +34,9 @@ from jinn.server.parameters import (
     Columns,
     take_implemented,
 )
-from jinn.server.structured import StructuredFields
+from jinn.server.structured import StructuredFields, Wanted
 from jinn.server.turns import TurnRequest
+from jinn.text.grammar.grammars import GrammarKind
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -248,7 +249,7 @@ class FunctionDefinition(Strict):
     name: FunctionName
     description: str | None = limited("tools.description", "Shown to the model.")
     parameters: dict[str, Any] | None = Field(None, description="JSON schema of the arguments, an object.")
-    strict: Literal[False] | None = Field(None, description="Not supported yet.")
+    strict: bool | None = Field(None, description="true: with a tool_choice that names it or is required.")
 
 
 class FunctionTool(Strict):
@@ -275,13 +276,32 @@ def _check_template_kwargs(value: Any) -> Any:
 TemplateKwargs = Annotated[dict[str, Any], BeforeValidator(_check_template_kwargs)]
 
 
+class NamedFunction(Strict):
+    name: FunctionName
+
+
+class NamedToolChoice(Strict):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+def _choice_tag(value: Any) -> str:
+    return _TAGS[isinstance(value, dict)]
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag(_TAGS[0])] | Annotated[NamedToolChoice, Tag(_TAGS[1])],
+    Discriminator(_choice_tag),
+]
+
+
 class ChatRequest(SamplingFields):
     messages: list[Message] = limited("messages", "The conversation.", ...)
     max_completion_tokens: int | None = limited("max_completion_tokens", "Wins over max_tokens.")
     logprobs: bool = Field(False, description="Tell each token's log-probability.")
     top_logprobs: int = limited("top_logprobs", "Alternatives per token; needs logprobs.", 0)
     tools: list[FunctionTool] = limited("tools", "Functions that the model may call.", [])
-    tool_choice: Literal["none", "auto"] | None = Field(None, description="none: no tool is offered.")
+    tool_choice: ToolChoice | None = Field(None, description="none, auto, required, or a function by name.")
     parallel_tool_calls: bool = Field(True, description="false: the answer ends with its first call.")
     enable_thinking: bool | None = Field(None, description="Whether the model thinks before it answers.")
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = Field(
@@ -315,7 +335,40 @@ class ChatRequest(SamplingFields):
                 raise errors.invalid_value(
                     f"{path}.parameters", f"'{path}.parameters' must describe an object."
                 )
+            if function.strict and not self.must_call:
+                raise errors.unsupported_parameter(
+                    f"{path}.strict",
+                    f"'{path}.strict' is supported where 'tool_choice' is 'required' or names the function.",
+                )
             names.add(function.name)
+        if self.must_call and not names:
+            raise errors.invalid_value(
+                "tool_choice", "'tool_choice' asks for a call, but there are no 'tools'."
+            )
+        if isinstance(self.tool_choice, NamedToolChoice) and self.tool_choice.function.name not in names:
+            raise errors.invalid_value(
+                "tool_choice", "'tool_choice' names a function that is not in 'tools'."
+            )
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer is to be a call."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedToolChoice)
+
+    def wanted_calls(self, tool_format: str) -> Wanted:
+        """What an answer must be that is to be a call, in a format by its name."""
+        named = self.tool_choice.function.name if isinstance(self.tool_choice, NamedToolChoice) else None
+        tools = {
+            tool.function.name: tool.function.parameters or {}
+            for tool in self.tools
+            if named in (None, tool.function.name)
+        }
+        value = {
+            "format": tool_format,
+            "tools": tools,
+            "parallel": self.parallel_tool_calls and named is None,
+        }
+        return Wanted(GrammarKind.CALLS, value, "tools")
 
     def _check_continuation(self) -> None:
         if not self.continue_final_message:

@@ -9,12 +9,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jinn.engine.messages import SamplingParams
+from jinn.server import errors
 from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
 from jinn.server.generation import GenerationRequest, Usage
 from jinn.server.models import Models
 from jinn.server.schemas import ChatRequest, parse_chat
+from jinn.server.service import Service
 from jinn.server.stream import FoldedChoice, GenerationResponse
+from jinn.server.structured import Wanted
 from jinn.server.turns import prepare_turn
 from jinn.server.wire import AnswerHead, TokenBytes, chat_logprobs, to_json, usage_fields
 from jinn.text.choice import Delta, TokenEntry
@@ -32,7 +35,7 @@ async def create_chat_completion(request: Request) -> Response:
     chat.check_vocabulary(ready.vocab_size)
     turn = await prepare_turn(service, chat.turn(), chat.sampling_params(service.sampling_defaults))
     service.check_room((turn.prompt_ids,), turn.sampling, "messages")
-    grammar = await service.grammar(chat.wanted(), turn.thinking_ids)
+    grammar = await service.grammar(_wanted(service, chat), turn.thinking_ids)
     head = AnswerHead.create("chatcmpl", service.card.name, ready.system_fingerprint)
     return GenerationResponse(
         service,
@@ -43,6 +46,24 @@ async def create_chat_completion(request: Request) -> Response:
         is_stream=chat.stream,
         ignored=ignored,
     )
+
+
+def _wanted(service: Service, chat: ChatRequest) -> Wanted | None:
+    """What the answer must be. Raises APIError 400."""
+    wanted = chat.wanted()
+    if not chat.must_call:
+        return wanted
+    if wanted is not None:
+        raise errors.invalid_value(
+            wanted.param, f"'{wanted.param}' is not allowed where 'tool_choice' asks for a call."
+        )
+    tool_format = service.chat_format.tools
+    if tool_format is None or tool_format.control_texts:
+        raise errors.unsupported_parameter(
+            "tool_choice",
+            "'tool_choice': only 'none' and 'auto' are supported with this model's format of calls.",
+        )
+    return chat.wanted_calls(tool_format.name)
 
 
 class ChatWire:

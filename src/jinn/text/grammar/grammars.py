@@ -32,6 +32,7 @@ class GrammarKind(StrEnum):
     REGEX = "regex"  # a pattern in ECMA-262's syntax that the whole answer matches
     CHOICE = "choice"  # a list of texts
     GRAMMAR = "grammar"  # Lark, or GBNF
+    CALLS = "calls"  # see `jinn.text.grammar.calls`
 
 
 class GrammarError(ValueError):
@@ -53,7 +54,11 @@ def grammar_text(kind: GrammarKind, value: Any) -> str:
 
 
 def _json_schema(schema: Any) -> str:
-    return json.dumps({"grammars": [{"json_schema": {**normalized(schema), "x-guidance": _JSON_OPTIONS}}]})
+    return json.dumps({"grammars": [{"json_schema": _with_options(schema)}]})
+
+
+def _with_options(schema: Any) -> dict[str, Any]:
+    return {**normalized(schema), "x-guidance": _JSON_OPTIONS}
 
 
 def _json_object(_: Any) -> str:
@@ -96,10 +101,17 @@ def _grammar(text: Any) -> str:
         raise GrammarError(f"the grammar could not be read: {str(error).splitlines()[0]}") from None
 
 
+def _calls(value: Any) -> str:
+    from jinn.text.grammar.calls import calls_grammar
+
+    return calls_grammar(value, _with_options)
+
+
 _WRITERS = {
     GrammarKind.JSON_SCHEMA: _json_schema,
     GrammarKind.JSON_OBJECT: _json_object,
     GrammarKind.REGEX: _regex,
     GrammarKind.CHOICE: _choice,
     GrammarKind.GRAMMAR: _grammar,
+    GrammarKind.CALLS: _calls,
 }
