@@ -43,6 +43,11 @@ def num_decimals(value: float) -> int:
     return max(-exponent, 0) if isinstance(exponent, int) else 0
 
 
+def scaled(value: float, decimals: int) -> int:
+    """The number times 10**decimals; what is left after the point is cut off."""
+    return int(_exact(value) * 10**decimals)
+
+
 def _exact(value: float) -> Decimal:
     return Decimal(repr(value))
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from jinn.text.grammar.bounds import NUM_DIGITS, SAFE_INTEGER, greatest, is_exact, least, num_decimals
+from jinn.text.grammar.bounds import NUM_DIGITS, SAFE_INTEGER, greatest, is_exact, least, num_decimals, scaled
 from jinn.text.grammar.formats import FORMATS, NUMBER_FORMATS
 from jinn.text.grammar.pattern import PatternError, anywhere
 
@@ -167,7 +167,7 @@ class _Normalizer:
         decimals = min(max(map(num_decimals, self.multiples), default=0), _MAX_DECIMALS)
         product = 1
         for number, pointer in self.multiples.items():
-            product *= round(number * 10**decimals)
+            product *= scaled(number, decimals)
             if num_decimals(number) > decimals or product >= _MAX_MULTIPLE:
                 raise SchemaError(pointer, "the values of 'multipleOf' have too many digits")
 
