@@ -174,7 +174,7 @@ class _Normalizer:
     def count(self, value: Any, pointer: str, _: int, __: Any, result: dict[str, Any]) -> None:
         keyword = pointer.rpartition("/")[2]
         maximum = MAX_STRING_LENGTH if keyword.endswith("Length") else MAX_ITEMS
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != math.floor(value):
+        if _number(value, pointer) != math.floor(value):
             raise SchemaError(pointer, f"'{keyword}' must be an integer")
         if not 0 <= value <= maximum:
             raise SchemaError(pointer, f"'{keyword}' must be between 0 and {maximum}")
