@@ -154,7 +154,8 @@ def test_efficiencies():
     for row in published():
         assert row.provenance in {"measured", "calibrated", "assumed"}
         assert row.source
-    assert find_efficiency("NVIDIA H20", "sglang", "moe", "fp8").provenance == "calibrated"
+    assert find_efficiency("NVIDIA H20", "sglang", "dense", "fp8").provenance == "calibrated"
+    assert find_efficiency("NVIDIA H20", "sglang", "moe", "fp8").provenance == "assumed"
     assert find_efficiency("Google TPU v5e", "sglang", "moe", "fp8").provenance == "assumed"
     own = Efficiency(
         chip="NVIDIA H20", engine="sglang", linear=0.1, experts=0.1, attention=0.1, weights=0.1, kv=0.1
