@@ -10,12 +10,16 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from jinn.engine.loading import check_tensors
 from jinn.models.fields import ConfigError
+from jinn.models.registry import model_of
 from jinn.weights.checkpoint import open_checkpoint
 from jinn.weights.convert import convert
 from jinn.weights.errors import WeightsError
 from jinn.weights.quantize import dequantize
 from models.gguf_models import NOT_IN_GGUF, gguf_of
+from models.test_prediction import VARIANTS as PREDICTION_VARIANTS
+from models.test_prediction import add_tensors, prediction_module, prediction_tensors
 from models.transformers_models import (
     HYBRID_FAMILIES,
     VARIANTS,
@@ -186,6 +190,26 @@ def test_stacked_experts_are_read(saved, tmp_path):
     convert(stacked, tmp_path / "a.gguf")
     convert(folder, tmp_path / "b.gguf")
     assert contents(tmp_path / "a.gguf") == contents(tmp_path / "b.gguf")
+
+
+@pytest.mark.parametrize("variant", PREDICTION_VARIANTS)
+def test_a_prediction_module_comes_along_where_gguf_has_a_place(tmp_path, variant):
+    folder = tmp_path / "folder"
+    random_model(variant).save_pretrained(folder)
+    plain = set(contents(folder))
+    add_tensors(folder, prediction_tensors(variant, prediction_module(variant, folder)))
+    conversion = convert(folder, tmp_path / "model.gguf")
+    convert(tmp_path / "model.gguf", tmp_path / "back")
+    before, after = values(folder), values(tmp_path / "back")
+    if VARIANTS[variant][0].startswith("qwen3_5"):
+        assert conversion.left_out == ()
+        assert after.keys() == before.keys()
+    else:
+        assert "mtp.fc.weight" in conversion.left_out
+        assert after.keys() == plain
+    assert all(np.abs(after[name] - before[name]).max() <= 1e-6 for name in after)
+    with open_checkpoint(tmp_path / "model.gguf") as checkpoint:
+        check_tensors(model_of(checkpoint), checkpoint)
 
 
 @pytest.mark.parametrize("variant", NOT_IN_GGUF)

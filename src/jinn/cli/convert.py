@@ -73,6 +73,7 @@ def describe(conversion: Conversion) -> dict[str, Any]:
         "path": str(conversion.path),
         "bytes": conversion.num_bytes,
         "tensors": [asdict(tensor) for tensor in conversion.tensors],
+        "left_out": list(conversion.left_out),
     }
 
 
@@ -87,6 +88,11 @@ def format_conversion(conversion: Conversion) -> str:
         lines += [_row(tensor, width) for tensor in worst[:_MAX_ROWS]]
     if len(worst) > _MAX_ROWS:
         lines.append(f"and {len(worst) - _MAX_ROWS} more with less error (--report FILE has all)")
+    if conversion.left_out:
+        lines.append(
+            f"left out: {len(conversion.left_out)} tensors of the multi-token prediction module, "
+            "which GGUF has no place for in this family"
+        )
     num_exact = len(conversion.tensors) - len(lossy)
     size = format_size(conversion.num_bytes)
     lines.append(f"{conversion.path}: {len(conversion.tensors)} tensors, {size}, {num_exact} of them exact")

@@ -19,7 +19,6 @@ from jinn.weights.family_files import Config, files_of
 from jinn.weights.gguf import MetadataValue
 
 _SCALING = ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow")
-_MAGNITUDES = ("mscale", "mscale_all_dim")
 _LLAMA3 = "llama3"  # GGUF has it worked out, as a tensor
 _DEFAULT_THETA = 10000.0
 
@@ -137,8 +136,9 @@ def _hf_scaling(fields: Fields, model: Decoder) -> Config | None:
     kind = fields.get("rope_type")
     if kind in (None, "none", "default"):
         return None
-    names = (*_SCALING, *_MAGNITUDES)
-    scaling = {name: fields.get(name) for name in names if fields.has(name)}
+    scaling = {name: fields.get(name) for name in _SCALING if fields.has(name)}
+    if fields.has("yarn_log_multiplier"):  # a tenth of both, which are the same
+        scaling["mscale"] = scaling["mscale_all_dim"] = 10 * fields.number("yarn_log_multiplier")
     scaling |= {name: _shortest(value) for name, value in scaling.items() if isinstance(value, float)}
     if kind == "yarn" and fields.has("attention_multiplier"):
         scaling["attention_factor"] = model.rope.attention_factor  # which has the multiplier in it

@@ -61,11 +61,12 @@ _COPIED_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What was written: its path, bytes of tensors, and what became of each tensor."""
+    """What was written: path, bytes of tensors, what became of each, and parameters that were left out."""
 
     path: Path
     num_bytes: int
     tensors: tuple[TensorReport, ...]
+    left_out: tuple[str, ...]
 
 
 def convert(
@@ -90,7 +91,8 @@ def convert(
     if target.exists() and target.samefile(source):
         raise WeightsError(f"{target}: is the model to convert; choose another name")
     with open_checkpoint(source) as checkpoint, ThreadPoolExecutor(num_threads) as pool:
-        assemblies = _assemblies(checkpoint, kind)
+        left_out = _left_out(checkpoint, kind)
+        assemblies = _assemblies(checkpoint, kind, left_out)
         largest = max(assemblies, key=lambda assembly: prod(assembly.shape)).source_format
         types = (
             _gguf_types(assemblies, wanted) if kind == "gguf" else _folder_types(assemblies, wanted, largest)
@@ -107,10 +109,22 @@ def convert(
                 path.mkdir()
                 _write_files(path, checkpoint, main_folder_type(largest, wanted))
                 write_safetensors(path, tensors, progress)
-    return Conversion(target, size, tuple(tensor.report() for tensor in converted))
+    return Conversion(target, size, tuple(tensor.report() for tensor in converted), left_out)
 
 
-def _assemblies(checkpoint: Checkpoint, kind: Literal["gguf", "hf"]) -> list[Assembly]:
+def _left_out(checkpoint: Checkpoint, kind: Literal["gguf", "hf"]) -> tuple[str, ...]:
+    """Parameters that a file of this kind has no place for: a prediction module's in most GGUF files."""
+    if checkpoint.kind == kind or kind == "hf":
+        return ()
+    model = decoder_of(checkpoint)
+    if files_of(model).has_gguf_prediction:
+        return ()
+    return tuple(name for name in model.parameters() if name.startswith("mtp."))
+
+
+def _assemblies(
+    checkpoint: Checkpoint, kind: Literal["gguf", "hf"], left_out: Sequence[str]
+) -> list[Assembly]:
     """Every tensor to be written, but those that GGUF derives from the config."""
     if checkpoint.kind == kind:
         return [_unchanged(checkpoint, info) for info in checkpoint.tensors.values()]
@@ -120,7 +134,7 @@ def _assemblies(checkpoint: Checkpoint, kind: Literal["gguf", "hf"]) -> list[Ass
     pieces: dict[str, list[Piece]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for name, spec in model.parameters().items():
-        if name.startswith("mtp.") and kind == "gguf" and not files_of(model).has_gguf_prediction:
+        if name in left_out:
             continue
         parameter, place = StoredParameter(checkpoint, spec, sources[name]), places[name]
         for number, tensor in enumerate(place.names):
