@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jinn.cli import batch, bench, chat, convert, generate, inspect, models, plan, random, serve
+from jinn.cli import batch, bench, chat, conformance, convert, generate, inspect, models, plan, random, serve
 
 ERROR_STATUS = 2
 
@@ -58,6 +58,7 @@ for command in (
     generate.generate,
     bench.bench,
     batch.batch,
+    conformance.conformance,
     inspect.inspect,
     convert.convert,
     random.random,
