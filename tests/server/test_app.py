@@ -38,6 +38,12 @@ ROUTES = {
     "/v1/models/{model:path}": ("GET", "/v1/models/tiny", "key"),
     "/v1/chat/completions": ("POST", CHAT, "key"),
     "/v1/completions": ("POST", "/v1/completions", "key"),
+    "/v1/responses": ("POST", "/v1/responses", "key"),
+    "/v1/responses/{response_id}": ("GET", "/v1/responses/x", "key"),
+    "/v1/responses/{response_id}/cancel": ("POST", "/v1/responses/x/cancel", "key"),
+    "/v1/responses/{response_id}/input_items": ("GET", "/v1/responses/x/input_items", "key"),
+    "/v1/messages": ("POST", "/v1/messages", "key"),
+    "/v1/messages/count_tokens": ("POST", "/v1/messages/count_tokens", "key"),
     "/v1/embeddings": ("POST", "/v1/embeddings", "key"),
     "/v1/rerank": ("POST", "/v1/rerank", "key"),
     "/v1/score": ("POST", "/v1/score", "key"),
@@ -47,6 +53,9 @@ ROUTES = {
 BODIES = {
     CHAT: chat_body(max_tokens=1),
     "/v1/completions": {"prompt": "x", "max_tokens": 1},
+    "/v1/responses": {"input": "x", "max_output_tokens": 1},
+    "/v1/messages": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1},
+    "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "x"}]},
     "/v1/embeddings": {"input": "x"},
     "/v1/rerank": {"query": "x", "documents": ["y"]},
     "/v1/score": {"text_1": "x", "text_2": "y"},
@@ -97,10 +106,13 @@ class TestKeys:
                 if access == "public":
                     assert response.status_code == 200
                 else:
-                    check_error(response, 401, "invalid_api_key")
+                    assert response.status_code == 401
                     assert response.headers["www-authenticate"] == "Bearer"
-        assert (await self.call(client, path, authorization=f"Bearer {KEY}")).status_code == 200
-        assert (await self.call(client, path, authorization=f"bearer  {KEY} ")).status_code == 200
+                    if not path.startswith("/v1/messages"):  # which have a form of their own
+                        check_error(response, 401, "invalid_api_key")
+        found = 404 if "{response_id}" in path else 200
+        for authorization in (f"Bearer {KEY}", f"bearer  {KEY} "):
+            assert (await self.call(client, path, authorization=authorization)).status_code == found
 
     @pytest.mark.parametrize(
         "path",

@@ -14,11 +14,23 @@ from jinn.server import errors
 from jinn.server.auth import PUBLIC_ROUTES, GuardedRoute
 from jinn.server.config import ServerConfig
 from jinn.server.keys import KeyFile, Keyring
-from jinn.server.middleware import HostMiddleware, RequestMiddleware
+from jinn.server.middleware import HostMiddleware, RequestMiddleware, encode_error
 from jinn.server.models import Models
-from jinn.server.routes import chat, completions, embeddings, health, model_list, page, rerank, tokenize
+from jinn.server.response_store import ResponseStore
+from jinn.server.routes import (
+    chat,
+    completions,
+    embeddings,
+    health,
+    messages,
+    model_list,
+    page,
+    rerank,
+    responses,
+    tokenize,
+)
 
-_APIS = (health, model_list, chat, completions, embeddings, rerank, tokenize, page)
+_APIS = (health, model_list, chat, completions, responses, messages, embeddings, rerank, tokenize, page)
 ROUTES: list[GuardedRoute] = [route for api in _APIS for route in api.ROUTES]
 
 
@@ -37,6 +49,7 @@ class App(Starlette):
         key_file = None if config.api_keys is None else KeyFile(config.api_keys)
         self.state.keyring = Keyring(config.api_key, key_file)
         self.state.public_routes = PUBLIC_ROUTES | ({"/metrics"} if config.public_metrics else set())
+        self.state.responses = ResponseStore()
         self._document: dict[str, Any] | None = None
 
     def openapi(self) -> dict[str, Any]:
@@ -65,17 +78,18 @@ def _middleware(config: ServerConfig) -> list[Middleware]:
     return layers
 
 
-def _response(error: errors.APIError) -> Response:
-    return Response(error.encode(), error.status, error.headers, "application/json")
+def _response(request: Request, error: errors.APIError) -> Response:
+    body = encode_error(request.scope, error)
+    return Response(body, error.status, error.headers, "application/json")
 
 
-async def _api_error(_: Request, error: Exception) -> Response:
+async def _api_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, errors.APIError):
         raise error
-    return _response(error)
+    return _response(request, error)
 
 
-async def _http_exception(_: Request, error: Exception) -> Response:
+async def _http_exception(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    return _response(errors.from_status(error.status_code, error.headers))
+    return _response(request, errors.from_status(error.status_code, error.headers))

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from starlette.datastructures import Headers
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from jinn.server.errors import APIError
 from jinn.server.keys import Keyring
 
 PUBLIC_ROUTES = frozenset({"/health", "/ready", "/", "/page.js", "/page.css"})
 
 
 class GuardedRoute(Route):
-    """A route that needs a key unless its own path is public."""
+    """A route that needs a key unless its own path is public, with its API's form of errors."""
+
+    def __init__(
+        self,
+        path: str,
+        endpoint: Callable[..., Any],
+        *,
+        methods: list[str],
+        encode_error: Callable[[APIError], bytes] = APIError.encode,
+    ) -> None:
+        super().__init__(path, endpoint, methods=methods)
+        self.encode_error = encode_error
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["route"] = self

@@ -6,6 +6,7 @@ A message is always written by hand; the text of an internal exception never rea
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -40,6 +41,20 @@ class APIError(Exception):
 
     def encode(self) -> bytes:
         return json.dumps(self.body(), ensure_ascii=False).encode()
+
+
+def renamed(error: APIError, fields: Mapping[str, str]) -> APIError:
+    """The error with its field, and what the message quotes of it, under another API's name."""
+    if error.param is None:
+        return error
+    head = re.split(r"[.\[]", error.param, maxsplit=1)[0]
+    if head not in fields:
+        return error
+    param = fields[head] + error.param.removeprefix(head)
+    message = error.message.replace(f"'{error.param}'", f"'{param}'")
+    return APIError(
+        error.status, message, type=error.type, param=param, code=error.code, headers=error.headers
+    )
 
 
 def invalid_value(param: str | None, message: str) -> APIError:

@@ -46,7 +46,7 @@ class RequestMiddleware:
         except Exception:
             logger.exception("request failed", extra={"request_id": request_id})
             if not status:
-                await send_error(errors.internal_error(), send_with_id)
+                await send_error(errors.internal_error(), scope, send_with_id)
         finally:
             if release := scope["state"].get("release"):
                 release()  # see Models.acquire
@@ -64,7 +64,7 @@ class HostMiddleware:
         if scope["type"] == "http" and "*" not in self._hosts:
             values = [value for name, value in scope["headers"] if name == b"host"]
             if len(values) != 1 or _host_name(values[0].decode("latin-1")) not in self._hosts:
-                await send_error(errors.invalid_host(), send)
+                await send_error(errors.invalid_host(), scope, send)
                 return
         await self.app(scope, receive, send)
 
@@ -75,9 +75,15 @@ def _host_name(host: str) -> str:
     return name if colon and port.isdecimal() and (":" not in name or name.endswith("]")) else host.lower()
 
 
-async def send_error(error: errors.APIError, send: Send) -> None:
+def encode_error(scope: Scope, error: errors.APIError) -> bytes:
+    """An error in the form of the API whose route was asked."""
+    route = scope.get("route")
+    return error.encode() if route is None else bytes(route.encode_error(error))
+
+
+async def send_error(error: errors.APIError, scope: Scope, send: Send) -> None:
     """The whole answer for an error."""
-    body = error.encode()
+    body = encode_error(scope, error)
     headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
     raw_headers = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": raw_headers})

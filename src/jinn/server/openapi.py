@@ -15,6 +15,12 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 import jinn.server.responses as r
 from jinn.server.auth import PUBLIC_ROUTES, GuardedRoute
+from jinn.server.messages_request import (
+    ACCEPTED_MESSAGES,
+    REFUSED_MESSAGES,
+    CountTokensRequest,
+    MessagesRequest,
+)
 from jinn.server.parameters import (
     ACCEPTED,
     ACCEPTED_MESSAGE,
@@ -23,6 +29,7 @@ from jinn.server.parameters import (
     REFUSED_COMPLETION,
     REFUSED_MESSAGE,
 )
+from jinn.server.responses_request import ACCEPTED_RESPONSES, REFUSED_RESPONSES, ResponsesRequest
 from jinn.server.routes.embeddings import EmbeddingRequest
 from jinn.server.routes.rerank import RerankRequest, ScoreRequest
 from jinn.server.routes.tokenize import DetokenizeRequest, TokenizeRequest
@@ -36,6 +43,9 @@ _COLUMNS: dict[type[BaseModel], tuple[dict[str, str], dict[str, tuple[Any, ...]]
     ChatRequest: (ACCEPTED, REFUSED_CHAT),
     CompletionRequest: (ACCEPTED, REFUSED_COMPLETION),
     Message: (ACCEPTED_MESSAGE, REFUSED_MESSAGE),
+    ResponsesRequest: (ACCEPTED_RESPONSES, REFUSED_RESPONSES),
+    MessagesRequest: (ACCEPTED_MESSAGES, REFUSED_MESSAGES),
+    CountTokensRequest: (ACCEPTED_MESSAGES, REFUSED_MESSAGES),
     EmbeddingRequest: (ACCEPTED_READING, {}),
     RerankRequest: (ACCEPTED_READING, {}),
     ScoreRequest: (ACCEPTED_READING, {}),
@@ -62,6 +72,12 @@ _OPERATIONS: dict[str, tuple[type[BaseModel] | None, dict[str, type[BaseModel] |
         _WITH_BODY,
     ),
     "/v1/completions": (CompletionRequest, {JSON: r.Completion, EVENTS: r.CompletionChunk}, _WITH_BODY),
+    "/v1/responses": (ResponsesRequest, {JSON: None, EVENTS: None}, _WITH_BODY),
+    "/v1/responses/{response_id}": (None, {JSON: None}, (400, 401, 404)),
+    "/v1/responses/{response_id}/cancel": (None, {JSON: None}, (400, 401, 404)),
+    "/v1/responses/{response_id}/input_items": (None, {JSON: None}, (400, 401, 404)),
+    "/v1/messages": (MessagesRequest, {JSON: None, EVENTS: None}, _WITH_BODY),
+    "/v1/messages/count_tokens": (CountTokensRequest, {JSON: None}, _WITH_BODY),
     "/v1/embeddings": (EmbeddingRequest, {JSON: r.EmbeddingList}, _WITH_BODY),
     "/v1/rerank": (RerankRequest, {JSON: r.Reranking}, _WITH_BODY),
     "/v1/score": (ScoreRequest, {JSON: r.ScoreList}, _WITH_BODY),

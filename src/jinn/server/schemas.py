@@ -496,7 +496,7 @@ def validate(model: type[Model], fields: dict[str, Any]) -> Model:
         first = error.errors(include_url=False, include_input=False)[0]
     param = ""
     for key in first["loc"]:
-        if key not in _TAGS:
+        if not str(key).startswith("<"):  # the tag of a union's branch
             param = join_path(param, key)
     if first["type"] == "missing":
         raise missing(param)

@@ -12,13 +12,11 @@ from starlette.types import Receive, Scope, Send
 
 from jinn.server import errors
 from jinn.server.generation import ClientGoneError, Generation, GenerationRequest, Usage
-from jinn.server.middleware import send_error
 from jinn.server.service import Service
 from jinn.server.wire import to_json
 from jinn.text.choice import Delta, TokenEntry
 from jinn.text.message import AssistantMessage
 
-DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 
 _STREAM_HEADERS = {
@@ -37,6 +35,7 @@ class FoldedChoice:
     message: AssistantMessage = field(default_factory=AssistantMessage)  # where it is read as one
     entries: list[TokenEntry] = field(default_factory=list)
     finish_reason: str | None = None
+    stop_string: str | None = None  # that ended it
 
     def add(self, delta: Delta) -> None:
         self.text += delta.text
@@ -44,6 +43,7 @@ class FoldedChoice:
             self.message.add(part)
         self.entries.extend(delta.entries)
         self.finish_reason = delta.finish_reason or self.finish_reason
+        self.stop_string = delta.stop_string or self.stop_string
 
 
 class Wire(Protocol):
@@ -55,6 +55,10 @@ class Wire(Protocol):
 
     def last_chunk(self, usage: Usage) -> str:
         """The events after every choice has finished."""
+        ...
+
+    def error(self, error: errors.APIError) -> str:
+        """The events that end a stream which has begun and cannot go on."""
         ...
 
     def answer(self, choices: list[FoldedChoice], usage: Usage) -> dict[str, Any]:
@@ -92,7 +96,10 @@ class GenerationResponse(Response):
         try:
             await send_answer(generation, send)
         except errors.APIError as error:
-            await self._send_error(error, send)
+            if not self._is_started:
+                raise  # the app knows how this route's errors look
+            events = self._wire.error(error).encode()
+            await send({"type": "http.response.body", "body": events, "more_body": False})
         except ClientGoneError:
             pass
         finally:
@@ -106,7 +113,7 @@ class GenerationResponse(Response):
             events = "".join(map(chunk, deltas)).encode() if deltas else PING
             await self._send_part(events, send)
         last = self._wire.last_chunk(generation.usage).encode()
-        await self._send_part(last + DONE, send, more_body=False)
+        await self._send_part(last, send, more_body=False)
 
     async def _send_whole(self, generation: Generation, send: Send) -> None:
         choices: dict[int, FoldedChoice] = {}
@@ -129,13 +136,6 @@ class GenerationResponse(Response):
             (name.encode(), value.encode()) for name, value in {**headers, **self._extra_headers}.items()
         ]
         await send({"type": "http.response.start", "status": 200, "headers": raw_headers})
-
-    async def _send_error(self, error: errors.APIError, send: Send) -> None:
-        if not self._is_started:
-            await send_error(error, send)
-            return
-        event = b"data: " + error.encode() + b"\n\n"
-        await send({"type": "http.response.body", "body": event, "more_body": False})
 
 
 async def _cancel_when_gone(generation: Generation, receive: Receive) -> None:

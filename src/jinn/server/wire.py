@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinn.server.errors import APIError
 from jinn.server.generation import Usage
 from jinn.text.choice import TokenEntry
 
@@ -16,6 +17,8 @@ TokenBytes = Callable[[int], bytes]
 
 # ASCII only: some clients split lines at U+2028 and its like.
 to_json = json.JSONEncoder(separators=(",", ":")).encode
+
+DONE = "data: [DONE]\n\n"
 
 _LOWEST_LOGPROB = -9999.0  # stands for minus infinity, which JSON does not have
 
@@ -41,6 +44,11 @@ class AnswerHead:
             "model": self.model,
             "system_fingerprint": self.system_fingerprint,
         }
+
+
+def error_event(error: APIError) -> str:
+    """What ends a stream that cannot go on."""
+    return f"data: {error.encode().decode()}\n\n"
 
 
 def usage_fields(usage: Usage) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Delta:
     entries: tuple[TokenEntry, ...] = ()
     finish_reason: str | None = None  # stop | length | tool_calls
     parts: tuple[Part, ...] = ()
+    stop_string: str | None = None  # that ended the choice
 
 
 class Choice:
@@ -120,7 +121,8 @@ class Choice:
             self._parts += self._parser.flush()
         has_called = self._parser is not None and self._parser.num_calls > 0
         finish_reason = "tool_calls" if has_called and reason is FinishReason.STOP else reason.value
-        return Delta(self.index, text, entries, finish_reason, self._take_parts())
+        stop_string = None if self._stop is None else self._stop.matched
+        return Delta(self.index, text, entries, finish_reason, self._take_parts(), stop_string)
 
     def _decided_entries(self, num_characters: int) -> tuple[TokenEntry, ...]:
         """The tokens that begin within the emitted text."""

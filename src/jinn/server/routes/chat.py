@@ -12,6 +12,7 @@ from jinn.engine.messages import SamplingParams
 from jinn.server import errors
 from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
+from jinn.server.errors import APIError
 from jinn.server.generation import GenerationRequest, Usage
 from jinn.server.models import Models
 from jinn.server.schemas import ChatRequest, parse_chat
@@ -19,7 +20,7 @@ from jinn.server.service import Service
 from jinn.server.stream import FoldedChoice, GenerationResponse
 from jinn.server.structured import Wanted
 from jinn.server.turns import prepare_turn
-from jinn.server.wire import AnswerHead, TokenBytes, chat_logprobs, to_json, usage_fields
+from jinn.server.wire import DONE, AnswerHead, TokenBytes, chat_logprobs, error_event, to_json, usage_fields
 from jinn.text.choice import Delta, TokenEntry
 from jinn.text.message import AssistantMessage, ContentDelta, Part, ReasoningDelta, ToolCallStart
 
@@ -125,8 +126,11 @@ class ChatWire:
 
     def last_chunk(self, usage: Usage) -> str:
         if not self._include_usage:
-            return ""
-        return f'{self._begin},"choices":[],"usage":{to_json(usage_fields(usage))}}}\n\n'
+            return DONE
+        return f'{self._begin},"choices":[],"usage":{to_json(usage_fields(usage))}}}\n\n{DONE}'
+
+    def error(self, error: APIError) -> str:
+        return error_event(error)
 
     def answer(self, choices: list[FoldedChoice], usage: Usage) -> dict[str, Any]:
         return {

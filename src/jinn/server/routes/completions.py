@@ -11,12 +11,21 @@ from jinn.engine.messages import SamplingParams
 from jinn.server import errors
 from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
+from jinn.server.errors import APIError
 from jinn.server.generation import GenerationRequest, Usage
 from jinn.server.models import Models
 from jinn.server.schemas import CompletionRequest, parse_completion
 from jinn.server.service import Service
 from jinn.server.stream import FoldedChoice, GenerationResponse
-from jinn.server.wire import AnswerHead, TokenBytes, completion_logprobs, to_json, usage_fields
+from jinn.server.wire import (
+    DONE,
+    AnswerHead,
+    TokenBytes,
+    completion_logprobs,
+    error_event,
+    to_json,
+    usage_fields,
+)
 from jinn.text.choice import Delta, TokenEntry
 from jinn.text.infill import encode_infill
 
@@ -108,8 +117,11 @@ class CompletionWire:
 
     def last_chunk(self, usage: Usage) -> str:
         if not self._include_usage:
-            return ""
-        return f'{self._begin},"choices":[],"usage":{to_json(usage_fields(usage))}}}\n\n'
+            return DONE
+        return f'{self._begin},"choices":[],"usage":{to_json(usage_fields(usage))}}}\n\n{DONE}'
+
+    def error(self, error: APIError) -> str:
+        return error_event(error)
 
     def answer(self, choices: list[FoldedChoice], usage: Usage) -> dict[str, Any]:
         return {
