@@ -7,7 +7,7 @@ ARM_OBJECTS := $(patsubst src/jinn/native/%.cpp,build/arm/%.o,$(filter-out %/bin
 # Release warnings are errors here, so that a release stays free of them.
 BUILD := -C cmake.define.JINN_WERROR=ON
 
-.PHONY: help serve chat test lint check check-arm bench bench-peers plan-here soak stubs format clean
+.PHONY: help serve chat test test-clients lint check check-arm bench bench-peers plan-here soak stubs format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -52,6 +52,9 @@ plan-here: .venv/.serve  ## predict speeds on this machine, measure them, and ch
 soak: .venv/.test  ## the whole of the sweeps that CI runs a tenth of
 	$(BIN)/python -m pytest --soak
 
+test-clients: .venv/.test build/clients/.installed  ## install real clients in folders of their own, and run them
+	$(BIN)/python -m pytest tests/clients
+
 stubs: .venv/.lint  ## regenerate the native module's type stubs
 	$(BIN)/python -m nanobind.stubgen -q -m jinn._native -o src/jinn/_native.pyi
 
@@ -62,6 +65,12 @@ format: .venv/.lint  ## rewrite the sources in the house's format
 
 clean:  ## remove the environment and what was built
 	rm -rf .venv build
+
+build/clients/.installed:
+	$(PYTHON) -m venv build/clients/venv
+	build/clients/venv/bin/pip install --quiet anthropic litellm llm
+	cd build/clients && npm install --silent --no-package-lock openai ai @ai-sdk/openai-compatible zod
+	touch $@
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv

@@ -185,6 +185,7 @@ async def test_error_in_a_stream(client: httpx.AsyncClient, service: Service, en
         ({"input": "x", "nonsense": 1}, "nonsense"),
         ({"input": "x" * 5000}, "input"),
         ({"input": "x", "model": "gpt-5"}, "model"),
+        ({"input": "x", "previous_response_id": ""}, "previous_response_id"),
     ],
 )
 async def test_refusals_name_the_field(

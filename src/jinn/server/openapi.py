@@ -37,6 +37,7 @@ from jinn.server.schemas import ChatRequest, CompletionRequest, Message
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
+ANTHROPIC_PATH = "/v1/messages"  # whose errors have a form of their own
 _REF = "#/components/schemas/{model}"
 
 _COLUMNS: dict[type[BaseModel], tuple[dict[str, str], dict[str, tuple[Any, ...]]]] = {
@@ -118,7 +119,8 @@ def _operation(route: GuardedRoute) -> dict[str, Any]:
     answer_schemas = {
         media_type: {"schema": _reference(model) if model else {}} for media_type, model in answers.items()
     }
-    error_schema = {JSON: {"schema": _reference(r.ErrorResponse)}}
+    error = r.AnthropicErrorResponse if route.path.startswith(ANTHROPIC_PATH) else r.ErrorResponse
+    error_schema = {JSON: {"schema": _reference(error)}}
     operation["responses"] = {
         "200": {"description": "OK", "content": answer_schemas},
         **{str(status): {"description": "An error", "content": error_schema} for status in error_statuses},
@@ -132,7 +134,7 @@ def _reference(model: type[BaseModel]) -> dict[str, str]:
 
 def _schemas() -> dict[str, Any]:
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in _COLUMNS]
-    answers: list[type[BaseModel]] = [r.ErrorResponse]
+    answers: list[type[BaseModel]] = [r.ErrorResponse, r.AnthropicErrorResponse]
     for _, by_media_type, _ in _OPERATIONS.values():
         answers += [model for model in by_media_type.values() if model is not None]
     models += [(model, "serialization") for model in dict.fromkeys(answers)]

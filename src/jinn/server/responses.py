@@ -25,6 +25,16 @@ class ErrorResponse(_Closed):
     error: Error
 
 
+class AnthropicError(_Closed):
+    type: str
+    message: str
+
+
+class AnthropicErrorResponse(_Closed):
+    type: Literal["error"]
+    error: AnthropicError
+
+
 class Status(_Closed):
     status: str
 

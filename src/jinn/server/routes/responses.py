@@ -58,12 +58,12 @@ async def create_response(request: Request) -> Response:
 
 async def retrieve_response(request: Request) -> Response:
     """A response that was stored."""
-    return JSONResponse(_find(request).response)
+    return JSONResponse(_find(request, request.path_params["response_id"]).response)
 
 
 async def delete_response(request: Request) -> Response:
     """Forget a response."""
-    stored = _find(request)
+    stored = _find(request, request.path_params["response_id"])
     store: ResponseStore = request.app.state.responses
     store.delete(request.state.tenant, stored.response["id"])
     return JSONResponse({"id": stored.response["id"], "object": "response", "deleted": True})
@@ -71,21 +71,21 @@ async def delete_response(request: Request) -> Response:
 
 async def cancel_response(request: Request) -> Response:
     """Always refused: only responses in the background can be cancelled; others end with their connection."""
-    _find(request)
+    _find(request, request.path_params["response_id"])
     raise errors.invalid_value("response_id", "'response_id' is no response in the background.")
 
 
 async def list_input_items(request: Request) -> Response:
     """The input of a response."""
-    items = [{"id": f"item_{index}", **item} for index, item in enumerate(_find(request).input_items)]
+    stored = _find(request, request.path_params["response_id"])
+    items = [{"id": f"item_{index}", **item} for index, item in enumerate(stored.input_items)]
     ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"]}
     return JSONResponse({"object": "list", "data": items, **ends, "has_more": False})
 
 
-def _find(request: Request, response_id: str | None = None) -> StoredResponse:
+def _find(request: Request, response_id: str) -> StoredResponse:
     """Raises APIError 404 for a response that is not, or no longer, stored for this key."""
     store: ResponseStore = request.app.state.responses
-    response_id = response_id or request.path_params["response_id"]
     stored = store.get(request.state.tenant, response_id)
     if stored is None:
         raise errors.APIError(

@@ -1,0 +1,20 @@
+"""A live server with the packaged model, which every client talks to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.server.real import RealServer
+
+
+@pytest.fixture(scope="session")
+def base_url(smollm2_path: Path) -> Iterator[str]:
+    """The server's root; OpenAI's clients want its /v1."""
+    pytest.importorskip("jinn._native")
+    server = RealServer(str(smollm2_path), "--cache-memory", "256MiB", "--max-model-len", "2048")
+    try:
+        yield f"http://127.0.0.1:{server.port}"
+    finally:
+        assert server.stop() == 0
