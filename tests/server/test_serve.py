@@ -126,6 +126,33 @@ def test_engine_that_is_killed_comes_back(client: httpx.Client) -> None:
     assert client.post(CHAT, json=chat_body(max_tokens=3)).status_code == 200
 
 
+def test_two_keys_share_no_cache(model: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("alice sk-a\nbob sk-b\nalice sk-a2\n")
+    port = free_port()
+    settings = [
+        json.dumps({"port": port, "api_keys": str(keys)}),
+        json.dumps({"model": str(model), "cache_memory": 2**22}),
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, *settings], env=environment)  # noqa: S603
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            wait_until_ready(client)
+
+            def num_cached(key: str) -> int:
+                body = {"prompt": list(range(10, 110)), "max_tokens": 1}
+                headers = {"authorization": f"Bearer {key}"}
+                usage = client.post("/v1/completions", json=body, headers=headers).json()["usage"]
+                return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+            assert [num_cached(key) for key in ("sk-a", "sk-b")] == [0, 0]
+            assert min(num_cached(key) for key in ("sk-a", "sk-b", "sk-a2")) > 50
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_address_in_use(model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(OSError, match="in use"):
         serve(ServerConfig(port=listener.getsockname()[1]), EngineConfig(model=str(model)))
