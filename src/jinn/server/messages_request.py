@@ -10,12 +10,12 @@ from pydantic import Discriminator, Field, Tag
 from jinn.server import errors
 from jinn.server.limits import field_arguments
 from jinn.server.parameters import Columns, take_implemented
-from jinn.server.schemas import Strict, limited, validate
+from jinn.server.schemas import Deferred, limited, validate
 
 ChatMessage = dict[str, Any]
 
 
-class _Block(Strict):
+class _Block(Deferred):
     cache_control: dict[str, Any] | None = None  # prompts are matched by content
 
 
@@ -89,7 +89,7 @@ Content = Annotated[
 ]
 
 
-class AnthropicMessage(Strict):
+class AnthropicMessage(Deferred):
     role: Literal["user", "assistant"]
     content: Content
 
@@ -102,34 +102,36 @@ class AnthropicTool(_Block):
     strict: bool | None = None
 
 
-class ToolChoice(Strict):
+class ToolChoice(Deferred):
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
     disable_parallel_tool_use: bool = False
 
 
-class Thinking(Strict):
+class Thinking(Deferred):
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     display: str | None = None
 
 
-class OutputFormat(Strict):
+class OutputFormat(Deferred):
     type: Literal["json_schema"]
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class OutputConfig(Strict):
+class OutputConfig(Deferred):
     format: OutputFormat | None = None
     effort: str | None = None
 
 
-class CountTokensRequest(Strict):
+class CountTokensRequest(Deferred):
     model: str = limited("model", "The served name, the file's name, or 'default'.", "default")
     messages: list[AnthropicMessage] = limited("messages", "The conversation.", ...)
     system: TextContent | None = Field(None, description="The system message.")
     tools: list[AnthropicTool] = Field(default=[], description="What the model may call.")
-    tool_choice: ToolChoice = Field(default=ToolChoice(type="auto"), description="Whether it must call.")
+    tool_choice: ToolChoice = Field(
+        default_factory=lambda: ToolChoice(type="auto"), description="Whether it must call."
+    )
     thinking: Thinking | None = Field(None, description="Whether it thinks first, and how much.")
 
 

@@ -9,12 +9,12 @@ from pydantic import Discriminator, Field, Tag
 from jinn.server import errors
 from jinn.server.limits import field_arguments
 from jinn.server.parameters import ACCEPTED, Columns, take_implemented
-from jinn.server.schemas import Strict, limited, validate
+from jinn.server.schemas import Deferred, limited, validate
 
 ChatMessage = dict[str, Any]
 
 
-class TextContent(Strict):
+class TextContent(Deferred):
     type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
     text: str
     annotations: list[Any] | None = None
@@ -32,7 +32,7 @@ ItemContent = Annotated[
 ]
 
 
-class MessageItem(Strict):
+class MessageItem(Deferred):
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: ItemContent
@@ -41,7 +41,7 @@ class MessageItem(Strict):
     phase: str | None = None
 
 
-class FunctionCallItem(Strict):
+class FunctionCallItem(Deferred):
     type: Literal["function_call"]
     call_id: str
     name: str
@@ -50,7 +50,7 @@ class FunctionCallItem(Strict):
     status: str | None = None
 
 
-class FunctionCallOutputItem(Strict):
+class FunctionCallOutputItem(Deferred):
     type: Literal["function_call_output"]
     call_id: str
     output: ItemContent
@@ -58,7 +58,7 @@ class FunctionCallOutputItem(Strict):
     status: str | None = None
 
 
-class ReasoningItem(Strict):
+class ReasoningItem(Deferred):
     type: Literal["reasoning"]
     summary: list[TextContent] | None = None
     content: list[TextContent] | None = None
@@ -87,7 +87,7 @@ Input = Annotated[
 ]
 
 
-class FunctionTool(Strict):
+class FunctionTool(Deferred):
     type: Literal["function"]
     name: str
     description: str | None = None
@@ -95,7 +95,7 @@ class FunctionTool(Strict):
     strict: bool | None = None
 
 
-class TextFormat(Strict):
+class TextFormat(Deferred):
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
     description: str | None = None
@@ -103,23 +103,23 @@ class TextFormat(Strict):
     strict: bool | None = None
 
 
-class TextOptions(Strict):
-    format: TextFormat = TextFormat(type="text")
+class TextOptions(Deferred):
+    format: TextFormat = Field(default_factory=lambda: TextFormat(type="text"))
     verbosity: Literal["medium"] | None = None
 
 
-class ReasoningOptions(Strict):
+class ReasoningOptions(Deferred):
     effort: str | None = None
     summary: str | None = None
     generate_summary: str | None = None
 
 
-class NamedTool(Strict):
+class NamedTool(Deferred):
     type: Literal["function"]
     name: str
 
 
-class ResponsesRequest(Strict):
+class ResponsesRequest(Deferred):
     model: str = limited("model", "The served name, the file's name, or 'default'.", "default")
     input: Input = Field(description="A text, or items: messages, calls, their outputs and thoughts.")
     instructions: str | None = Field(None, description="Put before the input as a system message.")
@@ -134,8 +134,8 @@ class ResponsesRequest(Strict):
         "auto", description="Whether, or which, function must be called."
     )
     parallel_tool_calls: bool = Field(True, description="Allow more than one call.")
-    text: TextOptions = Field(default=TextOptions(), description="`format`: what the text must be.")
-    reasoning: ReasoningOptions = Field(default=ReasoningOptions(), description="`effort`.")
+    text: TextOptions = Field(default_factory=TextOptions, description="`format`: what the text must be.")
+    reasoning: ReasoningOptions = Field(default_factory=ReasoningOptions, description="`effort`.")
     metadata: dict[str, str] = Field(default={}, description="Repeated in the response.")
     user: str | None = Field(None, description="Repeated in the response.")
 

@@ -106,6 +106,12 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 
 
+class Deferred(Strict):
+    """Built when it is first used, so that a server starts without the APIs that are asked for less often."""
+
+    model_config = ConfigDict(defer_build=True)
+
+
 class StreamOptions(Strict):
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
