@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import openai
@@ -63,3 +64,52 @@ def test_echoed_logprobs_are_those_of_generation(client: openai.OpenAI) -> None:
     assert echoed.logprobs is not None
     assert echoed.logprobs.token_logprobs is not None
     assert echoed.logprobs.token_logprobs[-6:-1] == answer.logprobs.token_logprobs
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "green"]}},
+    "required": ["colour"],
+    "additionalProperties": False,
+}
+
+
+def test_schema_holds_in_every_api(client: openai.OpenAI) -> None:
+    """Also where the prompt asks for something else."""
+    named = {"name": "answer", "schema": SCHEMA, "strict": True}
+    chat = client.chat.completions.create(
+        model="default",
+        messages=QUESTION,
+        max_tokens=64,
+        temperature=0,
+        response_format={"type": "json_schema", "json_schema": named},
+    )
+    response = client.responses.create(
+        model="default",
+        input="What is the capital of France?",
+        max_output_tokens=64,
+        temperature=0,
+        text={"format": {"type": "json_schema", **named}},
+    )
+    message = client.post(
+        "/messages",
+        cast_to=dict,
+        body={
+            "messages": QUESTION,
+            "max_tokens": 64,
+            "temperature": 0,
+            "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+        },
+    )
+    texts = [chat.choices[0].message.content, response.output_text, message["content"][0]["text"]]
+    assert {json.loads(text or "")["colour"] for text in texts} <= {"red", "green"}
+
+
+def test_bad_schema_is_named_in_each_apis_own_words(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(
+            model="default",
+            input="x",
+            text={"format": {"type": "json_schema", "name": "a", "schema": {"type": "objekt"}}},
+        )
+    assert str(refused.value.param).startswith("text.format.schema")

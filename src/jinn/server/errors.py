@@ -6,7 +6,6 @@ A message is always written by hand; the text of an internal exception never rea
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -43,18 +42,19 @@ class APIError(Exception):
         return json.dumps(self.body(), ensure_ascii=False).encode()
 
 
-def renamed(error: APIError, fields: Mapping[str, str]) -> APIError:
-    """The error with its field, and what the message quotes of it, under another API's name."""
-    if error.param is None:
-        return error
-    head = re.split(r"[.\[]", error.param, maxsplit=1)[0]
-    if head not in fields:
-        return error
-    param = fields[head] + error.param.removeprefix(head)
-    message = error.message.replace(f"'{error.param}'", f"'{param}'")
-    return APIError(
-        error.status, message, type=error.type, param=param, code=error.code, headers=error.headers
-    )
+def renamed(error: APIError, paths: Mapping[str, str]) -> APIError:
+    """The error with its field, and what the message quotes of it, under another API's name.
+
+    `paths` maps beginnings of paths, the longer ones first.
+    """
+    for path, own in paths.items():
+        if error.param and (error.param == path or error.param.startswith((f"{path}.", f"{path}["))):
+            param = own + error.param.removeprefix(path)
+            message = error.message.replace(f"'{error.param}'", f"'{param}'")
+            return APIError(
+                error.status, message, type=error.type, param=param, code=error.code, headers=error.headers
+            )
+    return error
 
 
 def invalid_value(param: str | None, message: str) -> APIError:

@@ -166,7 +166,12 @@ COUNT_COLUMNS = Columns(
 )
 
 # Where a chat request's error lies in this API's body.
-_FIELDS = {"stop": "stop_sequences", "response_format": "output_config.format", "thinking_budget": "thinking"}
+_FIELDS = {
+    "stop": "stop_sequences",
+    "response_format.json_schema": "output_config.format",
+    "response_format": "output_config.format",
+    "thinking_budget": "thinking",
+}
 _TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 

@@ -161,6 +161,7 @@ COLUMNS = Columns(frozenset(ResponsesRequest.model_fields), ACCEPTED_RESPONSES, 
 _FIELDS = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
+    "response_format.json_schema": "text.format",
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
 }

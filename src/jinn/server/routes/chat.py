@@ -9,17 +9,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jinn.engine.messages import SamplingParams
-from jinn.server import errors
 from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
+from jinn.server.chat import prepare_chat
 from jinn.server.errors import APIError
-from jinn.server.generation import GenerationRequest, Usage
+from jinn.server.generation import Usage
 from jinn.server.models import Models
 from jinn.server.schemas import ChatRequest, parse_chat
-from jinn.server.service import Service
 from jinn.server.stream import FoldedChoice, GenerationResponse
-from jinn.server.structured import Wanted
-from jinn.server.turns import prepare_turn
 from jinn.server.wire import DONE, AnswerHead, TokenBytes, chat_logprobs, error_event, to_json, usage_fields
 from jinn.text.choice import Delta, TokenEntry
 from jinn.text.message import AssistantMessage, ContentDelta, Part, ReasoningDelta, ToolCallStart
@@ -31,40 +28,17 @@ async def create_chat_completion(request: Request) -> Response:
     models.admit()
     ignored = models.ignored_fields()
     chat = parse_chat(await read_json_object(request), ignored)
-    service = await models.acquire(request, chat.model)
-    ready = service.admit()
-    chat.check_vocabulary(ready.vocab_size)
-    turn = await prepare_turn(service, chat.turn(), chat.sampling_params(service.sampling_defaults))
-    service.check_room((turn.prompt_ids,), turn.sampling, "messages")
-    grammar = await service.grammar(_wanted(service, chat), turn.thinking_ids)
-    head = AnswerHead.create("chatcmpl", service.card.name, ready.system_fingerprint)
+    prepared = await prepare_chat(request, chat)
+    service = prepared.service
+    head = AnswerHead.create("chatcmpl", service.card.name, prepared.ready.system_fingerprint)
+    fields = service.config.reasoning_fields
     return GenerationResponse(
         service,
-        GenerationRequest.create(
-            request, (turn.prompt_ids,), turn.sampling, make_parser=turn.make_parser, grammar=grammar
-        ),
-        ChatWire(head, chat, turn.sampling, service.tokenizer.token_bytes, service.config.reasoning_fields),
+        prepared.generation,
+        ChatWire(head, chat, prepared.sampling, service.tokenizer.token_bytes, fields),
         is_stream=chat.stream,
         ignored=ignored,
     )
-
-
-def _wanted(service: Service, chat: ChatRequest) -> Wanted | None:
-    """What the answer must be. Raises APIError 400."""
-    wanted = chat.wanted()
-    if not chat.must_call:
-        return wanted
-    if wanted is not None:
-        raise errors.invalid_value(
-            wanted.param, f"'{wanted.param}' is not allowed where 'tool_choice' asks for a call."
-        )
-    tool_format = service.chat_format.tools
-    if tool_format is None or tool_format.control_texts:
-        raise errors.unsupported_parameter(
-            "tool_choice",
-            "'tool_choice': only 'none' and 'auto' are supported with this model's format of calls.",
-        )
-    return chat.wanted_calls(tool_format.name)
 
 
 class ChatWire:

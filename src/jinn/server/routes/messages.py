@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from jinn.server import errors
 from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
-from jinn.server.generation import GenerationRequest
+from jinn.server.chat import prepare_chat
 from jinn.server.messages_request import own_error, parse_count, parse_messages, to_chat
 from jinn.server.messages_wire import MessagesWire, encode_error
 from jinn.server.models import Models
@@ -26,16 +26,15 @@ async def create_message(request: Request) -> Response:
     ignored = models.ignored_fields()
     body = parse_messages(await read_json_object(request), ignored)
     try:
-        chat = parse_chat(to_chat(body), None)
-        service = await models.acquire(request, chat.model)
-        turn = await prepare_turn(service, chat.turn(), chat.sampling_params(service.sampling_defaults))
-        service.check_room((turn.prompt_ids,), turn.sampling, "messages")
+        prepared = await prepare_chat(request, parse_chat(to_chat(body), None))
     except errors.APIError as error:
         raise own_error(error) from None
     return GenerationResponse(
-        service,
-        GenerationRequest.create(request, (turn.prompt_ids,), turn.sampling, make_parser=turn.make_parser),
-        MessagesWire(f"msg_{secrets.token_hex(12)}", service.card.name, len(turn.prompt_ids)),
+        prepared.service,
+        prepared.generation,
+        MessagesWire(
+            f"msg_{secrets.token_hex(12)}", prepared.service.card.name, len(prepared.generation.prompts[0])
+        ),
         is_stream=body.stream,
         ignored=ignored,
     )

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from jinn.server import errors
 from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
-from jinn.server.generation import GenerationRequest
+from jinn.server.chat import prepare_chat
 from jinn.server.models import Models
 from jinn.server.response_store import ResponseStore, StoredResponse
 from jinn.server.responses_request import (
@@ -26,7 +26,6 @@ from jinn.server.responses_request import (
 from jinn.server.responses_wire import ResponsesWire
 from jinn.server.schemas import parse_chat
 from jinn.server.stream import GenerationResponse
-from jinn.server.turns import prepare_turn
 from jinn.text.message import AssistantMessage
 
 
@@ -38,19 +37,16 @@ async def create_response(request: Request) -> Response:
     body = parse_responses(await read_json_object(request), ignored)
     chat_body = to_chat(body, _history(request, body))
     try:
-        chat = parse_chat(chat_body, None)
-        service = await models.acquire(request, chat.model)
-        turn = await prepare_turn(service, chat.turn(), chat.sampling_params(service.sampling_defaults))
-        service.check_room((turn.prompt_ids,), turn.sampling, "messages")
+        prepared = await prepare_chat(request, parse_chat(chat_body, None))
     except errors.APIError as error:
         raise own_error(error) from None
     store: ResponseStore = request.app.state.responses
     on_end = partial(_keep, store, request.state.tenant, body, chat_body["messages"]) if body.store else _drop
     response_id = f"resp_{secrets.token_hex(24)}"
     return GenerationResponse(
-        service,
-        GenerationRequest.create(request, (turn.prompt_ids,), turn.sampling, make_parser=turn.make_parser),
-        ResponsesWire(response_id, body, service.card.name, turn.sampling, on_end),
+        prepared.service,
+        prepared.generation,
+        ResponsesWire(response_id, body, prepared.service.card.name, prepared.sampling, on_end),
         is_stream=body.stream,
         ignored=ignored,
     )

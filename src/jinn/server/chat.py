@@ -1,0 +1,65 @@
+"""From a chat request to one for the engine: what every API for conversations does alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from jinn.engine.messages import Ready, SamplingParams
+from jinn.server import errors
+from jinn.server.generation import GenerationRequest
+from jinn.server.models import Models
+from jinn.server.schemas import ChatRequest
+from jinn.server.service import Service
+from jinn.server.structured import Wanted
+from jinn.server.turns import prepare_turn
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedChat:
+    """A conversation that is ready to be continued."""
+
+    service: Service
+    ready: Ready
+    generation: GenerationRequest
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return self.generation.sampling
+
+
+async def prepare_chat(request: Request, chat: ChatRequest) -> PreparedChat:
+    """Find the model, render the conversation, compile what the answer must be.
+
+    Raises APIError, naming the field of the chat completions API.
+    """
+    models: Models = request.app.state.models
+    service = await models.acquire(request, chat.model)
+    ready = service.admit()
+    chat.check_vocabulary(ready.vocab_size)
+    turn = await prepare_turn(service, chat.turn(), chat.sampling_params(service.sampling_defaults))
+    service.check_room((turn.prompt_ids,), turn.sampling, "messages")
+    grammar = await service.grammar(_wanted(service, chat), turn.thinking_ids)
+    generation = GenerationRequest.create(
+        request, (turn.prompt_ids,), turn.sampling, make_parser=turn.make_parser, grammar=grammar
+    )
+    return PreparedChat(service, ready, generation)
+
+
+def _wanted(service: Service, chat: ChatRequest) -> Wanted | None:
+    """What the answer must be. Raises APIError 400."""
+    wanted = chat.wanted()
+    if not chat.must_call:
+        return wanted
+    if wanted is not None:
+        raise errors.invalid_value(
+            wanted.param, f"'{wanted.param}' is not allowed where 'tool_choice' asks for a call."
+        )
+    tool_format = service.chat_format.tools
+    if tool_format is None or tool_format.control_texts:
+        raise errors.unsupported_parameter(
+            "tool_choice",
+            "'tool_choice': only 'none' and 'auto' are supported with this model's format of calls.",
+        )
+    return chat.wanted_calls(tool_format.name)
