@@ -63,13 +63,13 @@ class PriceTier:
 class OffPeak:
     """A discount in some hours of the day."""
 
-    hours: float = quantity("h", high=24.0)
+    hours: float = quantity("h", positive=True, high=24.0)
     discount: float = share()
-    load: float = share()  # of a day's tokens, in these hours
+    load: float | None = share(None)  # of a day's tokens, in these hours; None: as many as in others
 
-    def __post_init__(self) -> None:
-        if self.load > 0 and self.hours == 0:
-            raise ScenarioError("load is more than 0 in 0 hours")
+    @property
+    def token_share(self) -> float:
+        return self.hours / 24 if self.load is None else self.load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,7 @@ class PriceTable:
 
     def paid_share(self) -> float:
         """What is left of the list price after batch, off-peak and free tokens."""
-        off_peak = self.off_peak.load * self.off_peak.discount if self.off_peak else 0.0
+        off_peak = self.off_peak.token_share * self.off_peak.discount if self.off_peak else 0.0
         return (1 - self.free_share) * (1 - self.batch_share * self.batch_discount) * (1 - off_peak)
 
 

@@ -12,7 +12,7 @@ from jinn.plan.economics import DAY, YEAR, Case, Lengths, Outcome, evaluate, is_
 from jinn.plan.efficiency import Efficiency, find_efficiency
 from jinn.plan.placement import Choice, Found, Search, Targets, best_separate, best_shared
 from jinn.plan.queueing import Simulated, Wait, first_token, simulate
-from jinn.plan.scenario import PlacementTable, ServeScenario
+from jinn.plan.scenario import MeasuredTable, ModelTable, PlacementTable, ServeScenario
 from jinn.plan.serving import Drafting, Workload, shared_load
 from jinn.plan.shapes import Shape, shape_of
 from jinn.plan.speed import Machine, Placement
@@ -72,12 +72,14 @@ class ServePlan:
 def plan_serving(scenario: ServeScenario) -> ServePlan:
     """The cheapest plan. Raises NoPlanError with reasons where there is none, ScenarioError, ConfigError."""
     if scenario.measured is not None:
-        return _with_uncertainty(_measured_plan(scenario))
+        return _with_uncertainty(_measured_plan(scenario, scenario.measured))
+    if scenario.model is None:
+        raise ScenarioError("model is missing")
     own = {table.name: table.chip() for table in scenario.chips}
     found: list[ServePlan] = []
     rejected: list[tuple[str, str, str]] = []
     for name in scenario.chip:
-        plans, reasons = _plans_of(scenario, find_chip(name, own))
+        plans, reasons = _plans_of(scenario, scenario.model, find_chip(name, own))
         found += plans
         rejected += reasons
     if not found:
@@ -93,9 +95,7 @@ def _no_plan(rejected: list[tuple[str, str, str]]) -> str:
     return f"no plan meets the targets ({len(rejected)} were tried): {reasons}"
 
 
-def _measured_plan(scenario: ServeScenario) -> ServePlan:
-    measured = scenario.measured
-    assert measured is not None  # noqa: S101
+def _measured_plan(scenario: ServeScenario, measured: MeasuredTable) -> ServePlan:
     chip = find_chip(scenario.chip[0], {table.name: table.chip() for table in scenario.chips})
     cached = scenario.traffic.cached
     new_share = 1 - cached if measured.counts_cached else 1.0
@@ -159,10 +159,12 @@ def _case(
     )
 
 
-def _plans_of(scenario: ServeScenario, chip: Chip) -> tuple[list[ServePlan], list[tuple[str, str, str]]]:
+def _plans_of(
+    scenario: ServeScenario, model: ModelTable, chip: Chip
+) -> tuple[list[ServePlan], list[tuple[str, str, str]]]:
     """The best plan of a chip for each way of pooling, and why placements were rejected."""
     try:
-        search = _search(scenario, chip)
+        search = _search(scenario, model, chip)
         searches = _searches(scenario, search)
         plans = [
             _plan(scenario, search, pools, reading.best, generating.best)
@@ -195,10 +197,9 @@ def _fixed(given: PlacementTable | None) -> Placement | None:
     return None if given is None else Placement(given.tp, given.pp, given.dp, given.ep)
 
 
-def _search(scenario: ServeScenario, chip: Chip) -> Search:
-    assert scenario.model is not None  # noqa: S101
+def _search(scenario: ServeScenario, model: ModelTable, chip: Chip) -> Search:
     traffic, engine, targets = scenario.traffic, scenario.engine, scenario.targets
-    shape = shape_of(scenario.model.name, scenario.model.precision, scenario.model.kv)
+    shape = shape_of(model.name, model.precision, model.kv)
     needed = (traffic.input_tokens or 1.0) + (traffic.output_tokens or 0.0)
     if needed > shape.max_position_embeddings:
         raise ScenarioError(
@@ -337,7 +338,7 @@ def as_json(plan: ServePlan) -> dict[str, Any]:
             "reading": _choice_json(plan.reading),
             "generating": _choice_json(plan.generating),
         }
-        result["speed"] = _speed_json(plan)
+        result["speed"] = _speed_json(plan, plan.reading, plan.generating)
     result["others"] = [_summary_json(other) for other in plan.others]
     result["num_tried"] = plan.num_tried
     result["rejected"] = [
@@ -372,9 +373,7 @@ def _choice_json(choice: Choice) -> dict[str, Any]:
     }
 
 
-def _speed_json(plan: ServePlan) -> dict[str, Any]:
-    reading, generating = plan.reading, plan.generating
-    assert reading is not None and generating is not None and generating.load is not None  # noqa: PT018, S101
+def _speed_json(plan: ServePlan, reading: Choice, generating: Choice) -> dict[str, Any]:
     workload = workload_of(plan.scenario)
     context = workload.decode_context
     decode_rate = generating.instance.decode_rate(generating.num_seqs, context)
@@ -383,7 +382,7 @@ def _speed_json(plan: ServePlan) -> dict[str, Any]:
         "decode_tokens_per_second_per_chip": decode_rate / generating.chips,
         "first_token_percentile": plan.scenario.targets.percentile,
         "first_token_seconds": reading.first_token,
-        "token_seconds": generating.load.token_seconds,
+        "token_seconds": generating.load.token_seconds if generating.load else None,
         "prefill_step_seconds": dict(reading.instance.prefill_times(workload)),
         "decode_step_seconds": generating.instance.decode_times(generating.num_seqs, context),
         "at_peak": _operation_json(plan.operation) if plan.operation else None,

@@ -4,95 +4,90 @@ from __future__ import annotations
 
 from jinn.plan.economics import YEAR, is_priced
 from jinn.plan.market import Purchase, token_prices
-from jinn.plan.plans import ServePlan, as_json
+from jinn.plan.placement import Choice
+from jinn.plan.plans import Operation, ServePlan, as_json
 from jinn.plan.training import TrainPlan
 from jinn.plan.units import duration, money, short
 
-
-def serving_rows(plan: ServePlan) -> list[tuple[str, str]]:
-    """The plan for people."""
-
-    scenario, outcome = plan.scenario, plan.outcome
-    currency = scenario.currency
-    rows: list[tuple[str, str]] = [("scenario", scenario.name), ("chip", plan.chip.name)]
-    rows += _speed_rows(plan)
-    fleet = outcome.fleet
-    if plan.shape is None:
-        rows.append(("nodes", f"{fleet.mean_instances:.1f} in the mean"))
-    rows.append(("chips", f"{fleet.chips:,.0f}, {fleet.utilization:.0%} used in the mean"))
-    if not is_priced(plan.case):
-        rows.append(("cost", "unknown: the catalogue has no rent and no price of this chip; set cost.rent"))
-    rows += [(f"cost, {name}", f"{money(part, currency)}/year") for name, part in outcome.cost_parts.items()]
-    rows += (
-        []
-        if not outcome.cost
-        else [
-            ("cost", f"{money(outcome.cost / 365, currency)}/day"),
-            *(
-                (f"cost of 1M {name} tokens" if name != "all" else "cost of 1M tokens", money(cost, currency))
-                for name, cost in outcome.cost_per_million.items()
-            ),
-        ]
-    )
-    if outcome.capital:
-        rows.append(("capital", money(outcome.capital, currency)))
-    if outcome.gross_margin is not None and outcome.markup is not None:
-        rows.append(("revenue", f"{money(outcome.revenue / 365, currency)}/day"))
-        rows.append(("gross margin", f"{outcome.gross_margin:.1%} (markup {outcome.markup:.1%})"))
-    rows += _return_rows(plan)
-    for name, band in (plan.bands or {}).items() if outcome.cost else ():
-        if band.p50 is not None:
-            low, high = (f"{value:,.3g}" if value is not None else "never" for value in (band.p10, band.p90))
-            rows.append((name.replace("_", " "), f"{low} to {high} (10% to 90%)"))
-    return rows
+Row = tuple[str, str]
+REJECTIONS_SHOWN = 6
 
 
-def _speed_rows(plan: ServePlan) -> list[tuple[str, str]]:
+def serving_rows(plan: ServePlan) -> list[Row]:
+    """Which chips, how fast, at what cost, with what return, and how sure."""
+    rows = [("scenario", plan.scenario.name), ("chip", plan.chip.name)]
+    return [*rows, *_speed_rows(plan), *_cost_rows(plan), *_return_rows(plan), *_band_rows(plan)]
 
-    reading, generating = plan.reading, plan.generating
+
+def _speed_rows(plan: ServePlan) -> list[Row]:
+    reading, generating, operation = plan.reading, plan.generating, plan.operation
+    if plan.scenario.measured is not None:
+        return [("speed", f"measured: {plan.scenario.measured.source}")]
     if plan.shape is None or reading is None or generating is None or plan.efficiency is None:
         return []
     speed = as_json(plan)["speed"]
-    kind = plan.efficiency.provenance
-    rows = [
-        ("model", f"{plan.shape.name} in {plan.shape.precision}, cache in {plan.shape.kv_dtype}"),
-        ("efficiencies", f"{kind}: {plan.efficiency.source}"),
-    ]
+    rows = [("model", f"{plan.shape.name} in {plan.shape.precision}, cache in {plan.shape.kv_dtype}")]
     if plan.shape.note:
-        rows.insert(1, ("note", plan.shape.note))
-    pools = (
-        [("instance", reading)] if plan.pools == "shared" else [("reads", reading), ("generates", generating)]
-    )
-    for name, choice in pools:
-        need = short(sum(choice.memory.values()))
+        rows.append(("note", plan.shape.note))
+    rows.append(("efficiencies", f"{plan.efficiency.provenance}: {plan.efficiency.source}"))
+    rows += _instance_rows(plan.pools, reading, generating)
+    percentile = f"p{100 * plan.scenario.targets.percentile:g}"
+    rows += [
+        ("prefill", f"{speed['prefill_tokens_per_second_per_chip']:,.0f} tokens/s a chip"),
+        ("decode", f"{speed['decode_tokens_per_second_per_chip']:,.0f} tokens/s a chip"),
+        (f"first token, {percentile}", f"{duration(speed['first_token_seconds'])} at full load"),
+        ("between tokens", f"{duration(speed['token_seconds'])} at full load"),
+    ]
+    return [*rows, *_operation_rows(operation)] if operation else rows
+
+
+def _instance_rows(pools: str, reading: Choice, generating: Choice) -> list[Row]:
+    choices = {"instance": reading} if pools == "shared" else {"reads": reading, "generates": generating}
+    rows = []
+    for name, choice in choices.items():
         seqs = f", {choice.num_seqs:g} sequences a rank" if choice.num_seqs else ""
-        rows.append(
-            (
-                name,
-                f"{choice.instance.placement} ({choice.chips} chips){seqs}, {need}B of memory a chip",
-            )
-        )
-    rows.append(("prefill", f"{speed['prefill_tokens_per_second_per_chip']:,.0f} tokens/s a chip"))
-    rows.append(("decode", f"{speed['decode_tokens_per_second_per_chip']:,.0f} tokens/s a chip"))
-    peak = speed["at_peak"]
-    share = f"p{100 * plan.scenario.targets.percentile:g}"
-    rows.append((f"first token, {share}", f"{duration(speed['first_token_seconds'])} at full load"))
-    if peak and peak["first_token_seconds"]:
-        mean, played = peak["first_token_seconds"], peak["simulated"]["first_token_seconds"]
-        rows.append(
-            ("first token at peak", f"mean {duration(mean['mean'])}, p95 {duration(mean['p95'])}; "
-             f"simulated mean {duration(played['mean'])}, p95 {duration(played['p95'])}")
-        )  # fmt: skip
-    rows.append(("between tokens", f"{duration(speed['token_seconds'])} at full load"))
+        need = short(sum(choice.memory.values()))
+        placement = f"{choice.instance.placement} ({choice.chips} chips)"
+        rows.append((name, f"{placement}{seqs}, {need}B of memory a chip"))
     return rows
 
 
-def _return_rows(plan: ServePlan) -> list[tuple[str, str]]:
+def _operation_rows(operation: Operation) -> list[Row]:
+    wait, played = operation.first_token, operation.simulated.first_token
+    if wait is None:
+        return []
+    formula = f"mean {duration(wait.mean)}, p95 {duration(wait.percentile(0.95))}"
+    mean, late = sum(played) / len(played), operation.simulated.percentile(played, 0.95)
+    return [("first token at peak", f"{formula}; simulated mean {duration(mean)}, p95 {duration(late)}")]
 
-    outcome, rows = plan.outcome, []
+
+def _cost_rows(plan: ServePlan) -> list[Row]:
+    outcome, currency = plan.outcome, plan.scenario.currency
+    fleet = outcome.fleet
+    rows = [("chips", f"{fleet.chips:,.0f}, {fleet.utilization:.0%} used in the mean")]
+    if plan.shape is None:
+        rows.insert(0, ("nodes", f"{fleet.mean_instances:.1f} in the mean"))
+    if not is_priced(plan.case):
+        rows.append(("cost", "unknown: the catalogue has no rent and no price of this chip; set cost.rent"))
+    rows += [(f"cost, {name}", f"{money(part, currency)}/year") for name, part in outcome.cost_parts.items()]
+    if outcome.cost:
+        rows.append(("cost", f"{money(outcome.cost / 365, currency)}/day"))
+        for kind, cost in outcome.cost_per_million.items():
+            tokens = "tokens" if kind == "all" else f"{kind} tokens"
+            rows.append((f"cost of 1M {tokens}", money(cost, currency)))
+    if outcome.capital:
+        rows.append(("capital", money(outcome.capital, currency)))
+    return rows
+
+
+def _return_rows(plan: ServePlan) -> list[Row]:
+    outcome, currency = plan.outcome, plan.scenario.currency
+    rows = []
+    if outcome.gross_margin is not None and outcome.markup is not None:
+        rows.append(("revenue", f"{money(outcome.revenue / 365, currency)}/day"))
+        rows.append(("gross margin", f"{outcome.gross_margin:.1%} (markup {outcome.markup:.1%})"))
     if outcome.break_even_utilization is not None:
-        reaches = f"{outcome.break_even_utilization:.0%} of the chips' time sold"
-        rows.append(("breaks even at", reaches))
+        rows.append(("breaks even at", f"{outcome.break_even_utilization:.0%} of the chips' time sold"))
     if outcome.payback is not None:
         rows.append(("paid back in", duration(outcome.payback)))
     if outcome.irr is not None:
@@ -100,22 +95,31 @@ def _return_rows(plan: ServePlan) -> list[tuple[str, str]]:
     return rows
 
 
-def other_lines(plan: ServePlan) -> list[str]:
+def _band_rows(plan: ServePlan) -> list[Row]:
+    if not plan.outcome.cost:
+        return []
+    rows = []
+    for name, band in (plan.bands or {}).items():
+        if band.p50 is not None:
+            low, high = ("never" if end is None else f"{end:,.3g}" for end in (band.p10, band.p90))
+            rows.append((name.replace("_", " "), f"{low} to {high} (10% to 90%)"))
+    return rows
 
+
+def other_lines(plan: ServePlan) -> list[str]:
+    """Plans that would do too, and why some would not."""
+    currency = plan.scenario.currency
     lines = [
         f"also possible: {other.chip.name}, {other.pools} pools: {other.outcome.fleet.chips:,.0f} chips, "
-        f"{money(other.outcome.cost / 365, plan.scenario.currency)}/day"
+        f"{money(other.outcome.cost / 365, currency)}/day"
         for other in plan.others
     ]
-    first = {(chip, reason.split(" ")[-3:][0]): (chip, placement, reason)
-             for chip, placement, reason in reversed(plan.rejected)}  # fmt: skip
-    lines += [
-        f"rejected: {chip}, {placement}: {reason}" for chip, placement, reason in list(first.values())[:6]
-    ]
+    shown = plan.rejected[:: max(1, len(plan.rejected) // REJECTIONS_SHOWN)][:REJECTIONS_SHOWN]
+    lines += [f"rejected: {chip}, {placement}: {reason}" for chip, placement, reason in shown]
     return lines
 
 
-def budget_rows(found: Purchase) -> list[tuple[str, str]]:
+def budget_rows(found: Purchase) -> list[Row]:
     """What a budget buys, for people."""
     plan, budget = found.plan, found.scenario.budget
     currency = plan.scenario.currency
@@ -134,7 +138,7 @@ def budget_rows(found: Purchase) -> list[tuple[str, str]]:
     return rows
 
 
-def training_rows(plan: TrainPlan) -> list[tuple[str, str]]:
+def training_rows(plan: TrainPlan) -> list[Row]:
     """The run for people."""
     currency, parallel = plan.scenario.currency, plan.scenario.parallel
     split = f"TP{parallel.tp} PP{parallel.pp} CP{parallel.cp} EP{parallel.ep} DP{parallel.dp}"

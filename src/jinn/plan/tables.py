@@ -150,10 +150,9 @@ def _whole(rule: Mapping[str, Any], value: object, name: str) -> int:
             value = parse(value, "1")
         except UnitError as error:
             raise ScenarioError(f"{name} {error}") from None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value != int(value):  # type: ignore[arg-type, call-overload]
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
         raise ScenarioError(f"{name} must be a whole number, not {value!r}")
-    whole: int = int(value)  # type: ignore[call-overload]
+    whole = int(value)
     if not rule["low"] <= whole <= rule["high"]:
         raise ScenarioError(f"{name} must be from {rule['low']} to {rule['high']}, not {whole}")
     return whole

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from jinn.plan.chips import Chip, ChipTable, MissingFactError, find_chip, rows
-from jinn.plan.economics import JOULES_PER_KWH, YEAR
+from jinn.plan.economics import JOULES_PER_KWH
 from jinn.plan.scenario import ExchangeTable
 from jinn.plan.shapes import Shape, shape_of
 from jinn.plan.tables import ScenarioError, choice, count, flag, quantity, table, tables, text
@@ -403,5 +403,4 @@ def as_json(plan: TrainPlan) -> dict[str, Any]:
         "energy_kwh": None if plan.energy is None else plan.energy / JOULES_PER_KWH,
         "cost": plan.cost,
         "cost_of": plan.cost_of,
-        "years": plan.seconds / YEAR,
     }
