@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from jinn.cli.options import format_size, parse_size, read_text
+from jinn.cli.options import parse_size, read_text
+from jinn.sizes import format_size
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,17 @@ from __future__ import annotations
 import pytest
 
 from jinn.engine import memory
-from jinn.engine.memory import OVERHEAD_BYTES, Footprint, available_memory
+from jinn.engine.memory import OVERHEAD_BYTES, Footprint, available_memory, disk_speed
 
 GIB = 2**30
 MIXTURE = Footprint(weights=10 * GIB, experts=8 * GIB, experts_per_token=GIB)
+
+
+def test_a_disk_is_timed(tmp_path):
+    for size in (0, 5000, 10**8):
+        path = tmp_path / "file"
+        path.write_bytes(bytes(size))
+        assert 0 <= disk_speed(path) < 1e12
 
 
 def test_all_fits_beside_the_cache_or_does_not():

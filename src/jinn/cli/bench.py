@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jinn.cli.inspect import kv_block_bytes, kv_bytes_per_token
-from jinn.cli.options import DEFAULTS, ModelArgument, ThreadsOption, format_size
+from jinn.cli.options import DEFAULTS, ModelArgument, ThreadsOption
 from jinn.cli.progress import progress_bar
+from jinn.sizes import format_size
 
 if TYPE_CHECKING:
     from jinn.engine.benchmark import Benchmark, Limits

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jinn.cli.interrupt import exit_on_sigterm
-from jinn.cli.options import ThreadsOption, format_size
+from jinn.cli.options import ThreadsOption
 from jinn.cli.progress import progress_bar
+from jinn.sizes import format_size
 
 if TYPE_CHECKING:
     from jinn.weights.convert import Conversion

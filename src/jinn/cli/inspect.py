@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jinn.cli.options import DEFAULTS, format_size
+from jinn.cli.options import DEFAULTS
+from jinn.sizes import format_size
 
 if TYPE_CHECKING:
     from jinn.models.model import Model
@@ -34,7 +35,8 @@ def inspect(
 def describe(path: Path) -> dict[str, Any]:
     """Family, shapes, parameters, tensors and memory. Raises WeightsError, ConfigError."""
     from jinn.engine.loading import check_tensors
-    from jinn.engine.memory import OVERHEAD_BYTES, available_memory, footprint
+    from jinn.engine.memory import OVERHEAD_BYTES, available_memory, disk_speed, footprint
+    from jinn.models.costs import costs
     from jinn.models.registry import model_of
     from jinn.weights.checkpoint import open_checkpoint
 
@@ -64,7 +66,9 @@ def describe(path: Path) -> dict[str, Any]:
             },
             "memory_available": available,
             "fits": needed.fits(cache, available),
-            "disk_bytes_per_token": needed.uncached_per_token(cache, available),
+            "read_bytes_per_token": costs(model, checkpoint).weight_bytes,
+            "disk_bytes_per_token": (read := needed.uncached_per_token(cache, available)),
+            "disk_seconds_per_token": read / disk_speed(checkpoint.largest_file) if read else 0.0,
         }
 
 
@@ -114,6 +118,7 @@ def format_description(description: dict[str, Any]) -> str:
             (f"{dtype} cache", f"{num_bytes:,} bytes per token")
             for dtype, num_bytes in description["kv_bytes_per_token"].items()
         ),
+        ("reads", f"{format_size(description['read_bytes_per_token'])} of weights per token"),
         (
             "memory to serve",
             f"{format_size(memory['total'])}: weights {format_size(memory['weights'])}, cache up to "
@@ -133,6 +138,6 @@ def _verdict(description: dict[str, Any]) -> str:
     if not per_token:
         return ", too little"
     return (
-        f": experts will be read from disk, about {format_size(per_token)} for a token, so at most "
-        f"{1e9 / per_token:.2g} tokens per second for each GB/s that the disk reads"
+        f": experts will be read from disk, about {format_size(per_token)} for a token, "
+        f"which takes this one {description['disk_seconds_per_token']:.2g} s"
     )

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from jinn.cli.options import format_size
 from jinn.cli.progress import progress_bar
+from jinn.sizes import format_size
 
 NameArgument = Annotated[str, typer.Argument(help="hf:owner/name[:file][@revision], or a short name.")]
 

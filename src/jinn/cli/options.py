@@ -52,15 +52,6 @@ def parse_size(text: str) -> int:
     return size
 
 
-def format_size(num_bytes: float) -> str:
-    """Bytes for people: `103.7 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
-
-
 def read_text(path: Path) -> str:
     """A UTF-8 file's text. Raises ValueError, OSError."""
     try:

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from jinn.cli.interrupt import exit_on_sigterm
-from jinn.cli.options import ThreadsOption, format_size
+from jinn.cli.options import ThreadsOption
 from jinn.cli.progress import progress_bar
+from jinn.sizes import format_size
 
 
 def random(

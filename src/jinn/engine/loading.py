@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from jinn import _native, env
 from jinn.engine.config import EngineConfig, ModelInfo
-from jinn.engine.memory import available_memory, footprint
+from jinn.engine.memory import available_memory, disk_speed, footprint
 from jinn.engine.runner import NativeRunner, Programs, Runner
 from jinn.models.generation import generation_defaults
 from jinn.models.model import Model
@@ -26,6 +27,7 @@ from jinn.models.parameters import Node, Origin, ParameterSpec, tree
 from jinn.models.registry import model_of
 from jinn.ops.native import Recording, compile_program, fuse, record, record_hidden, record_predict
 from jinn.ops.protocol import FloatArray
+from jinn.sizes import format_size
 from jinn.weights.checkpoint import Checkpoint, open_checkpoint
 from jinn.weights.errors import WeightsError
 from jinn.weights.packed import PackedFile, packed_key
@@ -33,6 +35,8 @@ from jinn.weights.quantize import dequantize
 
 if TYPE_CHECKING:
     from jinn.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 _MAX_SLOTS_PER_SEQUENCE = 16  # recurrent states: its own and snapshots
 _SAMPLED_BYTES = 256  # of each end of a tensor
@@ -72,11 +76,14 @@ def _packed_folder(
         return None, ()
     folder = env.home() / "packed"
     read = needed.uncached_per_token(config.cache_memory, available)
-    return folder, (
-        f"the weights' {needed.weights} bytes and cache_memory {config.cache_memory} are more than the "
-        f"{available} bytes of memory there are: experts are read from {folder} as they are needed, "
-        f"about {read} bytes for a token",
+    seconds = read / disk_speed(checkpoint.largest_file)
+    note = (
+        f"weights of {format_size(needed.weights)} and a cache of {format_size(config.cache_memory)} do not "
+        f"fit into {format_size(available)} of memory: experts are read from {folder} as they are needed, "
+        f"for a token about {format_size(read)}, which takes this disk {seconds:.2g} s"
     )
+    logger.warning("%s", note)  # now: packing them takes minutes
+    return folder, (note,)
 
 
 def _model(checkpoint: Checkpoint, config: EngineConfig) -> Model:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 from jinn.models.model import Model
 from jinn.weights.checkpoint import Checkpoint
 
 # What serving takes besides weights and cache: two interpreters, libraries, tokenizer, activations.
 OVERHEAD_BYTES = 200 * 10**6
+
+_PROBED_BYTES, _CHUNK_BYTES = 2**26, 2**22
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -24,6 +29,23 @@ def available_memory() -> int:
         return available if limit == "max" else min(available, max(0, int(limit) - int(used)))
     except (OSError, ValueError):
         return available
+
+
+def disk_speed(path: Path) -> float:
+    """Bytes per second of reading a file from its middle, past the system's cache where that can be."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0))
+    except OSError:  # not every file system reads past its cache
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        start = max(os.fstat(fd).st_size - _PROBED_BYTES, 0) // 2 // _CHUNK_BYTES * _CHUNK_BYTES
+        page_aligned = mmap.mmap(-1, _CHUNK_BYTES)
+        started, total = perf_counter(), 0
+        while total < _PROBED_BYTES and (count := os.preadv(fd, [page_aligned], start + total)):
+            total += count
+        return total / (perf_counter() - started)
+    finally:
+        os.close(fd)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,10 @@ class Checkpoint:
         return [self.path] if self.kind == "gguf" else sorted(self.path.glob("*.safetensors"))
 
     @property
+    def largest_file(self) -> Path:
+        return max(self.files, key=lambda path: path.stat().st_size)
+
+    @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         return self.source.tensors
 
