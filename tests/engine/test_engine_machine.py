@@ -75,7 +75,9 @@ class EngineMachine(RuleBasedStateMachine):
         turn_starts=st.lists(st.integers(0, 25), max_size=6).map(sorted),
     )
     def submit(self, tenant, prompt, sampling, turn_starts=()):
-        request = Submit(f"r{len(self.requests)}", tenant, tuple(prompt), sampling, tuple(turn_starts))
+        request = Submit(
+            f"r{len(self.requests)}", tenant, tuple(prompt), sampling, turn_starts=tuple(turn_starts)
+        )
         self.requests.append(request)
         self.engine.submit(request)
 

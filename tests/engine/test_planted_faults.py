@@ -175,13 +175,13 @@ def forget_the_output_after_preemption(patch):
 
 def draw_by_step_instead_of_position(patch):
     counter = itertools.count()
-    row = Sequence.sample_row
-    patch.setattr(Sequence, "sample_row", lambda *a: replace(row(*a), position=next(counter)))
+    row = Sequence._sample_row
+    patch.setattr(Sequence, "_sample_row", lambda *a: replace(row(*a), position=next(counter)))
 
 
 def give_all_choices_one_seed(patch):
-    row = Sequence.sample_row
-    patch.setattr(Sequence, "sample_row", lambda self, *a: replace(row(self, *a), seed=self.sampling.seed))
+    row = Sequence._sample_row
+    patch.setattr(Sequence, "_sample_row", lambda self, *a: replace(row(self, *a), seed=self.sampling.seed))
 
 
 def mix_up_two_rows(patch):
@@ -190,16 +190,16 @@ def mix_up_two_rows(patch):
 
 
 def never_ban_the_end(patch):
-    row = Sequence.sample_row
+    row = Sequence._sample_row
     solo = fake_runner.solo
 
     def oracle(*arguments, **settings):
         with patch.context() as unpatched:
-            unpatched.setattr(Sequence, "sample_row", row)
+            unpatched.setattr(Sequence, "_sample_row", row)
             return solo(*arguments, **settings)
 
     patch.setattr(fake_runner, "solo", oracle)
-    patch.setattr(Sequence, "sample_row", lambda *a: replace(row(*a), banned_ids=()))
+    patch.setattr(Sequence, "_sample_row", lambda *a: replace(row(*a), banned_ids=()))
 
 
 def count_another_sequences_tokens(patch):
