@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from fake_runner import FakeRunner
 
+from jinn.cli.bench import load_benchmark
 from jinn.engine.benchmark import Benchmark, Limits, num_blocks
+from models.transformers_models import random_model
 
 
 class RecordingRunner(FakeRunner):
@@ -57,3 +59,11 @@ def test_decode_at_depth_0_reads_nothing(runner, benchmark):
 def test_limits_add_up_the_times():
     limits = Limits(read_bandwidth=1.0, int8=8.0, bf16=4.0, f32=2.0)
     assert limits.seconds({"int8": 8.0, "f32": 1.0}) == 1.5
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5"])
+def test_models_with_recurrent_states_are_timed(family, tmp_path):
+    random_model(f"{family} for llama.cpp").save_pretrained(tmp_path)
+    benchmark = load_benchmark(tmp_path, 3, 24, num_threads=1)
+    assert benchmark.prefill_seconds(20) > 0
+    assert benchmark.decode_seconds(3, 4, depth=20) > 0

@@ -130,15 +130,18 @@ def load_benchmark(path: Path, num_seqs: int, max_len: int, num_threads: int) ->
     """Load the model, with a cache for `num_seqs` sequences of `max_len` tokens."""
     from jinn.engine.benchmark import Benchmark, num_blocks
     from jinn.engine.config import EngineConfig
-    from jinn.engine.loading import load_runner
+    from jinn.engine.loading import load_runner, state_slot_bytes
     from jinn.models.registry import model_of
     from jinn.weights.checkpoint import open_checkpoint
 
     with open_checkpoint(path) as checkpoint:
         model = model_of(checkpoint)
     blocks = num_blocks(num_seqs, max_len, DEFAULTS["block_size"])
-    cache_memory = blocks * kv_block_bytes(model, DEFAULTS["kv_cache_dtype"])
-    config = EngineConfig(str(path), num_threads=num_threads, cache_memory=cache_memory)
+    state_memory = num_seqs * state_slot_bytes(model, num_drafts=0)
+    cache_memory = blocks * kv_block_bytes(model, DEFAULTS["kv_cache_dtype"]) + state_memory
+    config = EngineConfig(
+        str(path), num_threads=num_threads, cache_memory=cache_memory, state_memory=state_memory or None
+    )
     with progress_bar("Loading", is_bytes=True) as on_load:
         runner, _ = load_runner(config, on_load)
     return Benchmark(runner, num_seqs, max_len, config.max_num_batched_tokens)

@@ -5,13 +5,14 @@ Unlike llama-bench's, the times contain the draw of each token, which is greedy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 
 from jinn import _native
+from jinn.engine.batch import pack, with_states
 from jinn.engine.messages import SamplingParams
 from jinn.engine.runner import Runner
 from jinn.engine.sampler import SampleRow
@@ -81,27 +82,22 @@ class Benchmark:
         token_ids = self._random_ids(num_tokens)
         for start in range(0, num_tokens, self._chunk_size):
             stop = min(start + self._chunk_size, num_tokens)
-            batch = Batch(
-                token_ids[start:stop],
-                positions=np.arange(start, stop, dtype=np.int32),
-                query_start=np.array([0, stop - start], np.int32),
-                context_lens=np.array([stop], np.int32),
-                block_tables=self._block_tables[sequence : sequence + 1],
-                logit_rows=np.array([stop - start - 1] if stop == num_tokens else [], np.int32),
-            )
-            self._runner.step(batch, [_row(num_tokens)] * len(batch.logit_rows))
+            rows = [stop - start - 1] if stop == num_tokens else []
+            batch = pack([token_ids[start:stop]], [start], [self._block_tables[sequence]], rows)
+            self._step(batch, [sequence], num_tokens)
 
     def _decode(self, token_ids: IntArray, position: int) -> None:
         num_seqs = len(token_ids)
-        batch = Batch(
-            token_ids,
-            positions=np.full(num_seqs, position, np.int32),
-            query_start=np.arange(num_seqs + 1, dtype=np.int32),
-            context_lens=np.full(num_seqs, position + 1, np.int32),
-            block_tables=self._block_tables[:num_seqs],
-            logit_rows=np.arange(num_seqs, dtype=np.int32),
-        )
-        self._runner.step(batch, [_row(position + 1)] * num_seqs)
+        tables = list(self._block_tables[:num_seqs])
+        batch = pack(list(token_ids[:, None]), [position] * num_seqs, tables, range(num_seqs))
+        self._step(batch, range(num_seqs), position + 1)
+
+    def _step(self, batch: Batch, sequences: Sequence[int], num_tokens: int) -> None:
+        """Sequence s keeps its recurrent states, if the model has any, in slot s."""
+        if self._runner.num_state_slots:
+            none = [0] * len(sequences)
+            batch = with_states(batch, list(sequences), none, none)
+        self._runner.step(batch, [_row(num_tokens)] * len(batch.logit_rows))
 
     def _random_ids(self, count: int) -> IntArray:
         return self._rng.integers(0, self._runner.vocab_size, count, np.int32)

@@ -124,7 +124,9 @@ def _caches(model: Model, config: EngineConfig) -> tuple[_native.KVCache, _nativ
     layers = [(s.num_kv_heads, s.key_dim, s.value_dim) for s in model.kv_specs()]
     block_bytes = _native.KVCache(layers, config.kv_cache_dtype, 1, config.block_size).block_bytes
     states = _state_cache(model, config)
-    left = config.cache_memory - (states.num_slots * _slot_bytes(states) if states else 0)
+    left = config.cache_memory
+    if states:
+        left -= states.num_slots * (states.slot_bytes + states.log_bytes)
     if left < block_bytes:
         raise WeightsError(f"cache_memory {left} is less than one block of {block_bytes} bytes")
     blocks = _native.KVCache(layers, config.kv_cache_dtype, left // block_bytes, config.block_size)
@@ -133,23 +135,31 @@ def _caches(model: Model, config: EngineConfig) -> tuple[_native.KVCache, _nativ
 
 def _state_cache(model: Model, config: EngineConfig) -> _native.StateCache | None:
     """Slots in `state_memory`, but no more than sequences and snapshots would ever fill."""
-    layers = [
-        (s.num_key_heads, s.num_value_heads, s.key_dim, s.value_dim, s.conv_kernel)
-        for s in model.state_specs()
-    ]
-    if not layers:
+    slot_bytes = state_slot_bytes(model, config.num_draft_tokens)
+    if not slot_bytes:
         return None
-    max_drafts = max(config.num_draft_tokens, 1)  # a prompt's last token is kept aside like a draft
-    slot_bytes = _slot_bytes(_native.StateCache(layers, 1, max_drafts))
     memory = config.cache_memory // 2 if config.state_memory is None else config.state_memory
     num_slots = min(memory // slot_bytes, _MAX_SLOTS_PER_SEQUENCE * config.max_num_seqs)
     if num_slots < 1:
         raise WeightsError(f"state_memory {memory} is less than one recurrent state of {slot_bytes} bytes")
-    return _native.StateCache(layers, num_slots, max_drafts)
+    return _new_states(model, num_slots, config.num_draft_tokens)
 
 
-def _slot_bytes(states: _native.StateCache) -> int:
-    return states.slot_bytes + states.log_bytes
+def state_slot_bytes(model: Model, num_drafts: int) -> int:
+    """What a sequence keeps in recurrent states and a log of drafts; 0 for models without."""
+    if not model.state_specs():
+        return 0
+    one = _new_states(model, 1, num_drafts)
+    return one.slot_bytes + one.log_bytes
+
+
+def _new_states(model: Model, num_slots: int, num_drafts: int) -> _native.StateCache:
+    layers = [
+        (s.num_key_heads, s.num_value_heads, s.key_dim, s.value_dim, s.conv_kernel)
+        for s in model.state_specs()
+    ]
+    num_kept_aside = max(num_drafts, 1)  # a prompt's last token is kept aside like a draft
+    return _native.StateCache(layers, num_slots, num_kept_aside)
 
 
 def load_parameters(
