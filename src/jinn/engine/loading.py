@@ -54,6 +54,7 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, Model
         model = _model(checkpoint, config)
         pool = _native.ThreadPool(config.num_threads or _native.default_num_threads())
         kernels = _native.choose_kernels(env.isa() or "")
+        check_tensors(model, checkpoint)
         folder, notes = _packed_folder(model, checkpoint, config)
         with open_packed_file(model, checkpoint, folder) if folder else nullcontext() as packed_file:
             parameters = load_parameters(model, checkpoint, pool, progress, packed_file)
