@@ -30,7 +30,7 @@ from .conftest import chat_body
 from .fakes import ANSWER, ByteTokenizer, FakeEngine, encode_chat
 
 CHAT = "/v1/chat/completions"
-CONFIG = ServerConfig(allowed_hosts=("x", "127.0.0.1"))
+CONFIG = ServerConfig(allowed_hosts=("127.0.0.1",))
 
 
 class Client:
@@ -45,7 +45,7 @@ class Client:
         """Connect and send a chat request, or its first `size` bytes."""
         body = json.dumps(chat_body(ignore_eos=True, **fields)).encode()
         head = (
-            f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            f"POST {CHAT} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\n\r\n"
         )
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
