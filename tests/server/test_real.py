@@ -177,7 +177,7 @@ def test_peak_memory(
 
 
 def test_ready_soon(server: RealServer) -> None:
-    """In time on a processor, of both processes: 1.3 s where nothing else runs, 2 s beside a busy neighbour."""
+    """In time on a processor, of both processes: 1.3 s on an idle machine, 2 s beside a busy neighbour."""
     assert server.cpu_seconds_to_ready <= 2.5
 
 
