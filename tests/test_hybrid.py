@@ -127,11 +127,11 @@ def test_the_same_prompt_again_computes_its_last_token(paths, family):
 
 
 def check_starved(path, num_requests):
-    """Requests that go on from parts of earlier ones, a few at a time, with slots for few snapshots."""
-    rng, cold = Random(5), start(path)
-    config = config_of(path)
-    runner, info = load_runner(config, lambda loaded, total: None)
-    starved = Engine(SmallerCache(runner, 40, num_state_slots=7), info, replace(config, max_model_len=600))
+    """Requests that go on from parts of earlier ones, a few at a time, with slots for few snapshots.
+
+    The engine that runs each alone has a small cache too: its books are checked in every step.
+    """
+    rng, cold, starved = Random(5), start_small(path), start_small(path)
     prompts = [random_ids(rng, 30)]
     for first in range(0, num_requests, 4):
         submits = []
@@ -144,10 +144,18 @@ def check_starved(path, num_requests):
             submits.append(replace(request, turn_starts=starts))
         for request, outputs in zip(submits, serve(starved, *submits), strict=True):
             (alone,) = serve(cold, replace(request, tenant=request.request_id))
+            assert alone[0].num_cached_tokens == 0
             assert answer_bytes(outputs) == answer_bytes(alone)
             prompts = [*prompts[-6:], request.prompt_ids, request.prompt_ids + ids_of(outputs)]
     assert starved.stats.num_used_blocks == 0
     assert starved.stats.num_cached_tokens > num_requests
+
+
+def start_small(path):
+    """An engine with 40 blocks and 7 state slots."""
+    config = config_of(path)
+    runner, info = load_runner(config, lambda loaded, total: None)
+    return Engine(SmallerCache(runner, 40, num_state_slots=7), info, replace(config, max_model_len=600))
 
 
 @pytest.mark.parametrize("family", HYBRIDS)
