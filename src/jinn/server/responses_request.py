@@ -9,12 +9,13 @@ from pydantic import Discriminator, Field, Tag
 from jinn.server import errors
 from jinn.server.limits import field_arguments
 from jinn.server.parameters import ACCEPTED, Columns, take_implemented
-from jinn.server.schemas import Deferred, limited, validate
+from jinn.server.schemas import limited, validate
+from jinn.server.structured import Strict
 
 ChatMessage = dict[str, Any]
 
 
-class TextContent(Deferred):
+class TextContent(Strict):
     type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
     text: str
     annotations: list[Any] | None = None
@@ -32,7 +33,7 @@ ItemContent = Annotated[
 ]
 
 
-class MessageItem(Deferred):
+class MessageItem(Strict):
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: ItemContent
@@ -41,7 +42,7 @@ class MessageItem(Deferred):
     phase: str | None = None
 
 
-class FunctionCallItem(Deferred):
+class FunctionCallItem(Strict):
     type: Literal["function_call"]
     call_id: str
     name: str
@@ -50,7 +51,7 @@ class FunctionCallItem(Deferred):
     status: str | None = None
 
 
-class FunctionCallOutputItem(Deferred):
+class FunctionCallOutputItem(Strict):
     type: Literal["function_call_output"]
     call_id: str
     output: ItemContent
@@ -58,7 +59,7 @@ class FunctionCallOutputItem(Deferred):
     status: str | None = None
 
 
-class ReasoningItem(Deferred):
+class ReasoningItem(Strict):
     type: Literal["reasoning"]
     summary: list[TextContent] | None = None
     content: list[TextContent] | None = None
@@ -87,7 +88,7 @@ Input = Annotated[
 ]
 
 
-class FunctionTool(Deferred):
+class FunctionTool(Strict):
     type: Literal["function"]
     name: str
     description: str | None = None
@@ -95,7 +96,7 @@ class FunctionTool(Deferred):
     strict: bool | None = None
 
 
-class TextFormat(Deferred):
+class TextFormat(Strict):
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
     description: str | None = None
@@ -103,23 +104,23 @@ class TextFormat(Deferred):
     strict: bool | None = None
 
 
-class TextOptions(Deferred):
+class TextOptions(Strict):
     format: TextFormat = Field(default_factory=lambda: TextFormat(type="text"))
     verbosity: Literal["medium"] | None = None
 
 
-class ReasoningOptions(Deferred):
+class ReasoningOptions(Strict):
     effort: str | None = None
     summary: str | None = None
     generate_summary: str | None = None
 
 
-class NamedTool(Deferred):
+class NamedTool(Strict):
     type: Literal["function"]
     name: str
 
 
-class ResponsesRequest(Deferred):
+class ResponsesRequest(Strict):
     model: str = limited("model", "The served name, the file's name, or 'default'.", "default")
     input: Input = Field(description="A text, or items: messages, calls, their outputs and thoughts.")
     instructions: str | None = Field(None, description="Put before the input as a system message.")

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     PlainValidator,
@@ -34,7 +33,7 @@ from jinn.server.parameters import (
     Columns,
     take_implemented,
 )
-from jinn.server.structured import StructuredFields, Wanted
+from jinn.server.structured import Strict, StructuredFields, Wanted
 from jinn.server.turns import TurnRequest
 from jinn.text.grammar.grammars import GrammarKind
 
@@ -100,16 +99,6 @@ StopStringList = Annotated[
 
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:/-]{1,128}$")]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
-
-
-class Deferred(Strict):
-    """Built when it is first used, so that a server starts without the APIs that are asked for less often."""
-
-    model_config = ConfigDict(defer_build=True)
 
 
 class StreamOptions(Strict):

@@ -27,24 +27,26 @@ class Wanted:
     param: str
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+class Strict(BaseModel):
+    """Built when it is first used: a server is ready sooner, and builds no form that nobody asks for."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True, defer_build=True)
 
 
-class NamedSchema(_Strict):
+class NamedSchema(Strict):
     name: SchemaName = Field(description="For the client's own use.")
     schema_: Schema = Field(alias="schema", description="JSON schema of the answer.")
     strict: bool | None = Field(None, description="Changes nothing: every schema is followed strictly.")
     description: str | None = Field(None, description="For the client's own use.")
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = Field(None, description="With `json_schema`.")
     schema_: Schema | None = Field(None, alias="schema", description="With `json_object`, as in llama.cpp.")
 
 
-class StructuredOutputs(_Strict):
+class StructuredOutputs(Strict):
     json_: Schema | None = Field(None, alias="json", description="JSON schema of the answer.")
     json_object: bool | None = Field(None, description="true: any JSON object.")
     regex: Pattern | None = Field(None, description="A pattern (ECMA-262) that the whole answer matches.")
@@ -52,7 +54,7 @@ class StructuredOutputs(_Strict):
     grammar: GrammarText | None = Field(None, description="A grammar in GBNF, or llguidance's Lark.")
 
 
-class StructuredFields(_Strict):
+class StructuredFields(Strict):
     """What an answer must be; one field at most."""
 
     response_format: ResponseFormat | None = Field(None, description="Hold the answer to JSON.")

@@ -15,7 +15,8 @@ from jinn.server.body import read_json_object
 from jinn.server.models import Models
 from jinn.server.parameters import ACCEPTED_READING, Columns, take_implemented
 from jinn.server.reading import named, normalised
-from jinn.server.schemas import Deferred, limited, listed, validate
+from jinn.server.schemas import limited, listed, validate
+from jinn.server.structured import Strict
 from jinn.server.wire import to_json
 
 TextList = Annotated[
@@ -23,7 +24,7 @@ TextList = Annotated[
 ]
 
 
-class EmbeddingRequest(Deferred):
+class EmbeddingRequest(Strict):
     model: str = limited("model", "The served name, the file's name, or 'default'.", "default")
     input: TextList = limited("input", "A text, or several.", ...)
     encoding_format: Literal["float", "base64"] = Field(

@@ -17,7 +17,8 @@ from jinn.server.models import Models
 from jinn.server.parameters import ACCEPTED_READING, Columns, take_implemented
 from jinn.server.reading import named, normalised
 from jinn.server.routes.embeddings import TextList
-from jinn.server.schemas import Deferred, limited, validate
+from jinn.server.schemas import limited, validate
+from jinn.server.structured import Strict
 
 
 def _document_text(value: Any) -> Any:
@@ -27,7 +28,7 @@ def _document_text(value: Any) -> Any:
 Document = Annotated[str, BeforeValidator(_document_text)]
 
 
-class RerankRequest(Deferred):
+class RerankRequest(Strict):
     model: str = limited("model", "The served name, the file's name, or 'default'.", "default")
     query: str = Field(description="What the documents are compared with.", min_length=1)
     documents: Annotated[list[Document], Field(fail_fast=True)] = limited("documents", "Texts.", ...)
@@ -35,7 +36,7 @@ class RerankRequest(Deferred):
     return_documents: bool = Field(False, description="Repeat each document's text.")
 
 
-class ScoreRequest(Deferred):
+class ScoreRequest(Strict):
     model: str = limited("model", "The served name, the file's name, or 'default'.", "default")
     text_1: TextList = limited("input", "A text, or as many as in text_2.", ...)
     text_2: TextList = limited("input", "A text, or several.", ...)

@@ -12,13 +12,14 @@ from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
 from jinn.server.models import Models
 from jinn.server.parameters import ACCEPTED_READING, Columns, take_implemented
-from jinn.server.schemas import Deferred, TokenIdList, check_token_ids, limited, parse_chat, validate
+from jinn.server.schemas import TokenIdList, check_token_ids, limited, parse_chat, validate
 from jinn.server.service import Service
+from jinn.server.structured import Strict
 from jinn.server.turns import prepare_turn
 from jinn.server.wire import token_text
 
 
-class TokenizeRequest(Deferred):
+class TokenizeRequest(Strict):
     """A text; or, in its place, `messages` and all that chat completions know."""
 
     model: str = limited("model", "The served name, the file's name, or 'default'.", "default")
@@ -28,7 +29,7 @@ class TokenizeRequest(Deferred):
     return_token_strs: bool = Field(False, description="Name each token's text.")
 
 
-class DetokenizeRequest(Deferred):
+class DetokenizeRequest(Strict):
     model: str = limited("model", "The served name, the file's name, or 'default'.", "default")
     tokens: TokenIdList = limited("tokens", "Token ids.", ...)
     skip_special_tokens: bool = Field(False, description="Leave control tokens out.")
