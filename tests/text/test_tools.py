@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jinn.text.message import AssistantMessage, ContentDelta, Part, ToolCall, ToolCallArguments, ToolCallStart
 from jinn.text.tool_formats.calls import CallsShape, FreeText, Json, Maybe, Tool
 from jinn.text.tool_formats.parameter_types import parameter_json, parameter_types
-from jinn.text.tools import TOOL_FORMATS, ExpectedCalls, ToolParser, expected_calls, find_tool_format
+from jinn.text.tools import TOOL_FORMATS, ToolParser, find_tool_format
 
 WEATHER = Tool(
     "weather",
@@ -346,21 +346,6 @@ def write(shape: CallsShape, tool_name: str) -> str:
     return "".join(
         piece if isinstance(piece, str) else values[type(piece)] for piece in shape.calls[tool_name]
     )
-
-
-def test_expected_calls() -> None:
-    tool_format = TOOL_FORMATS["hermes"]
-    shape = tool_format.shape(TOOLS)
-    assert expected_calls(tool_format, TOOLS) == ExpectedCalls(shape, are_required=False, max_calls=None)
-    assert expected_calls(tool_format, TOOLS, "required", parallel=False) == ExpectedCalls(
-        shape, are_required=True, max_calls=1
-    )
-    named = expected_calls(tool_format, TOOLS, named="now")
-    assert named == ExpectedCalls(tool_format.shape(TOOLS[1:]), are_required=True, max_calls=1)
-    assert expected_calls(tool_format, TOOLS, "none") is None
-    assert expected_calls(tool_format, ()) is None
-    with pytest.raises(ValueError, match="no tool is named 'then'"):
-        expected_calls(tool_format, TOOLS, named="then")
 
 
 def test_shape_of_xml_parameters() -> None:

@@ -7,9 +7,10 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from starlette.requests import Request
+from starlette.types import Receive
 
 from jinn.engine.client import EngineOutput
 from jinn.engine.messages import (
@@ -87,6 +88,21 @@ class Usage:
 
 class ClientGoneError(Exception):
     """The client left; there is nobody to answer."""
+
+
+class Cancellable(Protocol):
+    """What runs for a client."""
+
+    def cancel(self) -> None:
+        """The client left."""
+        ...
+
+
+async def cancel_when_gone(running: Cancellable, receive: Receive) -> None:
+    """Watch a client whose body has been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    running.cancel()
 
 
 class Generation:

@@ -48,10 +48,6 @@ def _content_tag(value: Any) -> str:
     return "<parts>" if isinstance(value, list) else "<text>"
 
 
-def _texts(description: str, default: Any) -> Any:
-    return Field(default, description=description)
-
-
 TextContent = Annotated[
     Annotated[str, Tag("<text>")]
     | Annotated[list[TextBlock], Field(fail_fast=True, **field_arguments("content")), Tag("<parts>")],

@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from starlette.requests import Request
 
 from jinn.engine.client import EngineOutput
 from jinn.engine.messages import Abort, Pooling, Score, ScoreOutput
@@ -78,13 +77,6 @@ class Reading:
             self.fail(errors.internal_error())
         else:
             self.fail(errors.engine_down())
-
-
-async def cancel_when_gone(reading: Reading, request: Request) -> None:
-    """Watch a client whose body has been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    reading.cancel()
 
 
 def named(param: str, texts: Sequence[str]) -> list[tuple[str, str]]:

@@ -17,11 +17,11 @@ from starlette.requests import ClientDisconnect, Request
 from jinn.engine.messages import Grammar, Pooling, Ready, SamplingParams
 from jinn.server import errors
 from jinn.server.config import ServerConfig
-from jinn.server.generation import ClientGoneError, Generation, GenerationRequest, Usage
+from jinn.server.generation import ClientGoneError, Generation, GenerationRequest, Usage, cancel_when_gone
 from jinn.server.grammar_compiler import GrammarCompiler
 from jinn.server.interfaces import Engine
 from jinn.server.metrics import Metrics
-from jinn.server.reading import Reading, Vectors, cancel_when_gone
+from jinn.server.reading import Reading, Vectors
 from jinn.server.structured import Wanted
 from jinn.text.chat_format import ChatFormat
 from jinn.text.tokenizer import Tokenizer
@@ -220,7 +220,7 @@ class Service:
             token_ids.append(await self._encode_whole(text))
             _check_text(token_ids[-1], ready.max_model_len, param)
         reading = Reading(request.state.request_id, token_ids, self.pooling, self.engine)
-        watcher = asyncio.create_task(cancel_when_gone(reading, request))
+        watcher = asyncio.create_task(cancel_when_gone(reading, request.receive))
         self._running.add(reading)
         self._idle.clear()
         try:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from jinn.server import errors
-from jinn.server.generation import ClientGoneError, Generation, GenerationRequest, Usage
+from jinn.server.generation import ClientGoneError, Generation, GenerationRequest, Usage, cancel_when_gone
 from jinn.server.service import Service
 from jinn.server.wire import to_json
 from jinn.text.choice import Delta, TokenEntry
@@ -91,7 +91,7 @@ class GenerationResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         generation = self._service.generate(self._request)
-        watcher = asyncio.create_task(_cancel_when_gone(generation, receive))
+        watcher = asyncio.create_task(cancel_when_gone(generation, receive))
         send_answer = self._send_events if self._is_stream else self._send_whole
         try:
             await send_answer(generation, send)
@@ -136,12 +136,6 @@ class GenerationResponse(Response):
             (name.encode(), value.encode()) for name, value in {**headers, **self._extra_headers}.items()
         ]
         await send({"type": "http.response.start", "status": 200, "headers": raw_headers})
-
-
-async def _cancel_when_gone(generation: Generation, receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    generation.cancel()
 
 
 def _header_list(names: list[str]) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from jinn.text.cursor import Cursor, Running, Steps, each
 from jinn.text.message import ContentDelta, Part
-from jinn.text.tool_formats.calls import CallReader, CallsShape, Tool, ToolFormat, make_call_id
+from jinn.text.tool_formats.calls import CallReader, Tool, ToolFormat, make_call_id
 from jinn.text.tool_formats.deepseek import DeepSeekFormat
 from jinn.text.tool_formats.hermes import HermesFormat
 from jinn.text.tool_formats.qwen_xml import QwenXmlFormat
@@ -27,44 +25,6 @@ TOOL_FORMATS: dict[str, ToolFormat] = {
 def find_tool_format(template: str) -> ToolFormat | None:
     """The format in which a chat template writes calls, or None: it writes none that is known."""
     return next((known for known in TOOL_FORMATS.values() if known.is_shown_in(template)), None)
-
-
-@dataclass(frozen=True, slots=True)
-class ExpectedCalls:
-    """What the calls of an answer must look like.
-
-    Attributes:
-        shape: of the calls of the tools that may be called.
-        are_required: the answer is calls and nothing else; without it content may come first, or alone.
-        max_calls: None where there is no limit.
-    """
-
-    shape: CallsShape
-    are_required: bool
-    max_calls: int | None
-
-
-def expected_calls(
-    tool_format: ToolFormat,
-    tools: Sequence[Tool],
-    tool_choice: Literal["auto", "none", "required"] = "auto",
-    *,
-    named: str | None = None,
-    parallel: bool = True,
-) -> ExpectedCalls | None:
-    """What OpenAI's `tools`, `tool_choice` and `parallel_tool_calls` ask for; None where nothing is called.
-
-    `named` is the one tool that must be called, once. Raises ValueError where no tool has that name.
-    """
-    if named is not None:
-        tools = [tool for tool in tools if tool.name == named]
-        if not tools:
-            raise ValueError(f"no tool is named {named!r}")
-    elif not tools or tool_choice == "none":
-        return None
-    is_single = named is not None or not parallel
-    is_required = named is not None or tool_choice == "required"
-    return ExpectedCalls(tool_format.shape(tools), is_required, 1 if is_single else None)
 
 
 class ToolParser:
