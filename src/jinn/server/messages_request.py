@@ -10,8 +10,9 @@ from pydantic import Discriminator, Field, Tag
 from jinn.server import errors
 from jinn.server.limits import field_arguments
 from jinn.server.parameters import Columns, take_implemented
-from jinn.server.schemas import limited, validate
+from jinn.server.schemas import TEXT_OR_LIST, joined_text, limited, validate
 from jinn.server.structured import Strict
+from jinn.server.wire import tool_call_fields
 
 ChatMessage = dict[str, Any]
 
@@ -44,14 +45,10 @@ class RedactedThinkingBlock(_Block):
     data: str
 
 
-def _content_tag(value: Any) -> str:
-    return "<parts>" if isinstance(value, list) else "<text>"
-
-
 TextContent = Annotated[
     Annotated[str, Tag("<text>")]
-    | Annotated[list[TextBlock], Field(fail_fast=True, **field_arguments("content")), Tag("<parts>")],
-    Discriminator(_content_tag),
+    | Annotated[list[TextBlock], Field(fail_fast=True, **field_arguments("content")), Tag("<list>")],
+    TEXT_OR_LIST,
 ]
 
 
@@ -81,8 +78,8 @@ Block = Annotated[
 
 Content = Annotated[
     Annotated[str, Tag("<text>")]
-    | Annotated[list[Block], Field(fail_fast=True, **field_arguments("content")), Tag("<parts>")],
-    Discriminator(_content_tag),
+    | Annotated[list[Block], Field(fail_fast=True, **field_arguments("content")), Tag("<list>")],
+    TEXT_OR_LIST,
 ]
 
 
@@ -197,7 +194,7 @@ def to_chat(request: CountTokensRequest) -> dict[str, Any]:
     """The body of the chat request. A conversation that ends with the assistant's words is continued."""
     messages = [m for message in request.messages for m in _chat_messages(message)]
     if request.system:
-        messages.insert(0, {"role": "system", "content": _text(request.system)})
+        messages.insert(0, {"role": "system", "content": joined_text(request.system)})
     body: dict[str, Any] = {"model": request.model, "messages": messages}
     if messages[-1]["role"] == "assistant" and messages[-1].get("content"):
         body["continue_final_message"] = True
@@ -252,7 +249,7 @@ def _chat_messages(message: AnthropicMessage) -> list[ChatMessage]:
     if message.role == "assistant":
         return [_assistant_message(message.content)]
     results: list[ChatMessage] = [
-        {"role": "tool", "tool_call_id": block.tool_use_id, "content": _text(block.content)}
+        {"role": "tool", "tool_call_id": block.tool_use_id, "content": joined_text(block.content)}
         for block in message.content
         if isinstance(block, ToolResultBlock)
     ]
@@ -270,15 +267,6 @@ def _assistant_message(blocks: list[Any]) -> ChatMessage:
     calls = [block for block in blocks if isinstance(block, ToolUseBlock)]
     if calls:
         fields["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": json.dumps(call.input, ensure_ascii=False)},
-            }
-            for call in calls
+            tool_call_fields(call.id, call.name, json.dumps(call.input, ensure_ascii=False)) for call in calls
         ]
     return fields
-
-
-def _text(content: str | list[TextBlock]) -> str:
-    return content if isinstance(content, str) else "".join(block.text for block in content)

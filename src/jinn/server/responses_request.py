@@ -9,8 +9,9 @@ from pydantic import Discriminator, Field, Tag
 from jinn.server import errors
 from jinn.server.limits import field_arguments
 from jinn.server.parameters import ACCEPTED, Columns, take_implemented
-from jinn.server.schemas import limited, validate
+from jinn.server.schemas import TEXT_OR_LIST, joined_text, limited, validate
 from jinn.server.structured import Strict
+from jinn.server.wire import tool_call_fields
 
 ChatMessage = dict[str, Any]
 
@@ -22,14 +23,10 @@ class TextContent(Strict):
     logprobs: list[Any] | None = None
 
 
-def _content_tag(value: Any) -> str:
-    return "<parts>" if isinstance(value, list) else "<text>"
-
-
 ItemContent = Annotated[
     Annotated[str, Tag("<text>")]
-    | Annotated[list[TextContent], Field(fail_fast=True, **field_arguments("content")), Tag("<parts>")],
-    Discriminator(_content_tag),
+    | Annotated[list[TextContent], Field(fail_fast=True, **field_arguments("content")), Tag("<list>")],
+    TEXT_OR_LIST,
 ]
 
 
@@ -83,8 +80,8 @@ Item = Annotated[
 
 Input = Annotated[
     Annotated[str, Tag("<text>")]
-    | Annotated[list[Item], Field(fail_fast=True, **field_arguments("messages")), Tag("<parts>")],
-    Discriminator(_content_tag),
+    | Annotated[list[Item], Field(fail_fast=True, **field_arguments("messages")), Tag("<list>")],
+    TEXT_OR_LIST,
 ]
 
 
@@ -231,10 +228,10 @@ def _messages(request: ResponsesRequest) -> list[ChatMessage]:
     messages: list[ChatMessage] = []
     for item in request.input:
         if isinstance(item, FunctionCallOutputItem):
-            result = {"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)}
+            result = {"role": "tool", "tool_call_id": item.call_id, "content": joined_text(item.output)}
             messages.append(result)
         elif isinstance(item, MessageItem) and item.role != "assistant":
-            messages.append({"role": item.role, "content": _text(item.content)})
+            messages.append({"role": item.role, "content": joined_text(item.content)})
         else:
             _add_to_turn(messages, item)
     return messages
@@ -246,21 +243,15 @@ def _add_to_turn(messages: list[ChatMessage], item: MessageItem | FunctionCallIt
         messages.append({"role": "assistant", "content": ""})
     message = messages[-1]
     if isinstance(item, FunctionCallItem):
-        function = {"name": item.name, "arguments": item.arguments}
-        message.setdefault("tool_calls", []).append(
-            {"id": item.call_id, "type": "function", "function": function}
-        )
+        call = tool_call_fields(item.call_id, item.name, item.arguments)
+        message.setdefault("tool_calls", []).append(call)
     elif isinstance(item, ReasoningItem):
-        message["reasoning_content"] = _text(item.content or item.summary or [])
+        message["reasoning_content"] = joined_text(item.content or item.summary or [])
     else:
-        message["content"] = _text(item.content)
+        message["content"] = joined_text(item.content)
 
 
 def _begins_turn(message: ChatMessage, item: MessageItem | FunctionCallItem | ReasoningItem) -> bool:
     if isinstance(item, ReasoningItem):
         return True
     return isinstance(item, MessageItem) and bool(message["content"] or "tool_calls" in message)
-
-
-def _text(content: str | list[TextContent]) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)

@@ -6,8 +6,8 @@ Ranges come from limits.py, and every parameter that is not a field here stands 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -35,6 +35,7 @@ from jinn.server.parameters import (
 )
 from jinn.server.structured import Strict, StructuredFields, Wanted
 from jinn.server.turns import TurnRequest
+from jinn.server.wire import tool_call_fields
 from jinn.text.grammar.grammars import GrammarKind
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -177,22 +178,35 @@ class SamplingFields(StructuredFields):
         )
 
 
+class Worded(Protocol):
+    """A part of content that is text."""
+
+    @property
+    def text(self) -> str: ...
+
+
+def joined_text(content: str | Sequence[Worded]) -> str:
+    """Content as one text."""
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
 class TextPart(Strict):
     type: Literal["text"]
     text: str
 
 
-_TAGS = ("<text>", "<parts>")
+def _text_or_list(value: Any) -> str:
+    return "<list>" if isinstance(value, list) else "<text>"
 
 
-def _content_tag(value: Any) -> str:
-    return _TAGS[isinstance(value, list)]
+# Tells a text from a list by its tag, so that an error is of the branch that was meant.
+TEXT_OR_LIST = Discriminator(_text_or_list)
 
 
 Content = Annotated[
-    Annotated[str, Tag(_TAGS[0])]
-    | Annotated[list[TextPart], Field(fail_fast=True, **field_arguments("content")), Tag(_TAGS[1])],
-    Discriminator(_content_tag),
+    Annotated[str, Tag("<text>")]
+    | Annotated[list[TextPart], Field(fail_fast=True, **field_arguments("content")), Tag("<list>")],
+    TEXT_OR_LIST,
 ]
 
 
@@ -220,9 +234,7 @@ class Message(Strict):
 
     @property
     def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
+        return joined_text(self.content)
 
     def for_template(self) -> dict[str, Any]:
         """With the parts of a text as one text, and without what is not set."""
@@ -230,11 +242,7 @@ class Message(Strict):
         message = {name: value for name in fields if (value := getattr(self, name)) is not None}
         if self.tool_calls:
             message["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": call.type,
-                    "function": {"name": call.function.name, "arguments": call.function.arguments},
-                }
+                tool_call_fields(call.id, call.function.name, call.function.arguments)
                 for call in self.tool_calls
             ]
         return {"role": self.role, "content": self.text, **message}
@@ -281,11 +289,12 @@ class NamedToolChoice(Strict):
 
 
 def _choice_tag(value: Any) -> str:
-    return _TAGS[isinstance(value, dict)]
+    return "<function>" if isinstance(value, dict) else "<text>"
 
 
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag(_TAGS[0])] | Annotated[NamedToolChoice, Tag(_TAGS[1])],
+    Annotated[Literal["none", "auto", "required"], Tag("<text>")]
+    | Annotated[NamedToolChoice, Tag("<function>")],
     Discriminator(_choice_tag),
 ]
 
@@ -404,15 +413,11 @@ def _prompt_list(value: Any) -> Any:
     return value
 
 
-def _prompt_tag(value: Any) -> str:
-    return _TAGS[isinstance(value, list)]
-
-
 PromptList = Annotated[
     list[
         Annotated[
-            Annotated[str, Tag(_TAGS[0])] | Annotated[TokenIdList, Tag(_TAGS[1])],
-            Discriminator(_prompt_tag),
+            Annotated[str, Tag("<text>")] | Annotated[TokenIdList, Tag("<list>")],
+            TEXT_OR_LIST,
         ]
     ],
     BeforeValidator(

@@ -46,9 +46,41 @@ class AnswerHead:
         }
 
 
-def error_event(error: APIError) -> str:
-    """What ends a stream that cannot go on."""
-    return f"data: {error.encode().decode()}\n\n"
+class ChunkWire:
+    """What the chunks of chat completions and of completions share. Chunks are joined from ready-made parts:
+    there are many."""
+
+    def __init__(self, head: AnswerHead, kind: str, seed: int | None, *, include_usage: bool) -> None:
+        """`kind` is the chunks' `object`."""
+        self._head = head
+        self._seed = seed
+        self._include_usage = include_usage
+        self._begin = f"data: {to_json(head.fields(kind))[:-1]}"
+        self._no_usage = ',"usage":null' if include_usage else ""
+
+    def _event(self, choice: str, *, is_last: bool = False) -> str:
+        """A chunk of one choice, given as JSON; a choice's last one names the seed."""
+        seed = f',"seed":{self._seed}' if is_last else ""
+        return f'{self._begin},"choices":[{choice}]{seed}{self._no_usage}}}\n\n'
+
+    def last_chunk(self, usage: Usage) -> str:
+        """The events after every choice has finished."""
+        if not self._include_usage:
+            return DONE
+        return f'{self._begin},"choices":[],"usage":{to_json(usage_fields(usage))}}}\n\n{DONE}'
+
+    def error(self, error: APIError) -> str:
+        """What ends a stream that cannot go on."""
+        return f"data: {error.encode().decode()}\n\n"
+
+    def _answer(self, kind: str, choices: list[dict[str, Any]], usage: Usage) -> dict[str, Any]:
+        """A whole answer."""
+        return {
+            **self._head.fields(kind),
+            "choices": choices,
+            "usage": usage_fields(usage),
+            "seed": self._seed,
+        }
 
 
 def usage_fields(usage: Usage) -> dict[str, Any]:
@@ -63,6 +95,16 @@ def usage_fields(usage: Usage) -> dict[str, Any]:
             "rejected_prediction_tokens": usage.draft_tokens - usage.accepted_tokens,
         },
     }
+
+
+def reading_usage_fields(usage: Usage) -> dict[str, int]:
+    """The usage of what generates nothing."""
+    return {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens}
+
+
+def tool_call_fields(call_id: str, name: str, arguments: str | dict[str, Any]) -> dict[str, Any]:
+    """A whole call in a message."""
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def chat_logprobs(entries: Sequence[TokenEntry], token_bytes: TokenBytes) -> dict[str, Any]:

@@ -12,12 +12,11 @@ from jinn.engine.messages import SamplingParams
 from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
 from jinn.server.chat import prepare_chat
-from jinn.server.errors import APIError
 from jinn.server.generation import Usage
 from jinn.server.models import Models
 from jinn.server.schemas import ChatRequest, parse_chat
 from jinn.server.stream import FoldedChoice, GenerationResponse
-from jinn.server.wire import DONE, AnswerHead, TokenBytes, chat_logprobs, error_event, to_json, usage_fields
+from jinn.server.wire import AnswerHead, ChunkWire, TokenBytes, chat_logprobs, to_json, tool_call_fields
 from jinn.text.choice import Delta, TokenEntry
 from jinn.text.message import AssistantMessage, ContentDelta, Part, ReasoningDelta, ToolCallStart
 
@@ -41,8 +40,8 @@ async def create_chat_completion(request: Request) -> Response:
     )
 
 
-class ChatWire:
-    """Writes chat completions and their chunks, which are joined from ready-made parts: there are many."""
+class ChatWire(ChunkWire):
+    """Writes chat completions and their chunks."""
 
     def __init__(
         self,
@@ -52,31 +51,25 @@ class ChatWire:
         token_bytes: TokenBytes,
         reasoning_fields: Sequence[str],
     ) -> None:
-        self._head = head
-        self._seed = sampling.seed
+        super().__init__(head, "chat.completion.chunk", sampling.seed, include_usage=chat.include_usage)
         self._token_bytes = token_bytes
         self._reasoning_fields = reasoning_fields
         self._has_logprobs = chat.logprobs
-        self._include_usage = chat.include_usage
-        self._begin = f"data: {to_json(head.fields('chat.completion.chunk'))[:-1]}"
-        self._no_usage = ',"usage":null' if chat.include_usage else ""
         self._started: set[int] = set()
 
     def chunk(self, delta: Delta) -> str:
         events = ""
         if delta.index not in self._started:
             self._started.add(delta.index)
-            events = self._event(delta.index, '{"role":"assistant","content":"","refusal":null}')
+            events = self._chunk(delta.index, '{"role":"assistant","content":"","refusal":null}')
         logprobs = to_json(self._logprobs(delta.entries)) if self._has_logprobs else "null"
         for part in delta.parts:
-            events += self._event(delta.index, self._part(part), logprobs)
+            events += self._chunk(delta.index, self._part(part), logprobs)
             logprobs = "null"  # of all of the delta's tokens, once
         if logprobs != "null" and delta.entries:
-            events += self._event(delta.index, "{}", logprobs)
+            events += self._chunk(delta.index, "{}", logprobs)
         if delta.finish_reason:
-            events += self._event(
-                delta.index, "{}", finish_reason=f'"{delta.finish_reason}"', seed=f',"seed":{self._seed}'
-            )
+            events += self._chunk(delta.index, "{}", finish_reason=f'"{delta.finish_reason}"')
         return events
 
     def _part(self, part: Part) -> str:
@@ -92,35 +85,21 @@ class ChatWire:
             call["function"]["arguments"] = part.fragment
         return to_json({"tool_calls": [call]})
 
-    def _event(
-        self, index: int, delta: str, logprobs: str = "null", finish_reason: str = "null", seed: str = ""
-    ) -> str:
+    def _chunk(self, index: int, delta: str, logprobs: str = "null", finish_reason: str = "null") -> str:
         choice = f'{{"index":{index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{finish_reason}}}'
-        return f'{self._begin},"choices":[{choice}]{seed}{self._no_usage}}}\n\n'
-
-    def last_chunk(self, usage: Usage) -> str:
-        if not self._include_usage:
-            return DONE
-        return f'{self._begin},"choices":[],"usage":{to_json(usage_fields(usage))}}}\n\n{DONE}'
-
-    def error(self, error: APIError) -> str:
-        return error_event(error)
+        return self._event(choice, is_last=finish_reason != "null")
 
     def answer(self, choices: list[FoldedChoice], usage: Usage) -> dict[str, Any]:
-        return {
-            **self._head.fields("chat.completion"),
-            "choices": [
-                {
-                    "index": choice.index,
-                    "message": self._message(choice.message),
-                    "logprobs": self._logprobs(choice.entries),
-                    "finish_reason": choice.finish_reason,
-                }
-                for choice in choices
-            ],
-            "usage": usage_fields(usage),
-            "seed": self._seed,
-        }
+        written = [
+            {
+                "index": choice.index,
+                "message": self._message(choice.message),
+                "logprobs": self._logprobs(choice.entries),
+                "finish_reason": choice.finish_reason,
+            }
+            for choice in choices
+        ]
+        return self._answer("chat.completion", written, usage)
 
     def _message(self, message: AssistantMessage) -> dict[str, Any]:
         """Content is null where there is none but thoughts or calls."""
@@ -130,12 +109,7 @@ class ChatWire:
             fields |= dict.fromkeys(self._reasoning_fields, message.reasoning)
         if message.tool_calls:
             fields["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
-                }
-                for call in message.tool_calls
+                tool_call_fields(call.id, call.name, call.arguments) for call in message.tool_calls
             ]
         return fields
 

@@ -11,23 +11,16 @@ from jinn.engine.messages import SamplingParams
 from jinn.server import errors
 from jinn.server.auth import GuardedRoute
 from jinn.server.body import read_json_object
-from jinn.server.errors import APIError
 from jinn.server.generation import GenerationRequest, Usage
 from jinn.server.models import Models
 from jinn.server.schemas import CompletionRequest, parse_completion
 from jinn.server.service import Service
 from jinn.server.stream import FoldedChoice, GenerationResponse
-from jinn.server.wire import (
-    DONE,
-    AnswerHead,
-    TokenBytes,
-    completion_logprobs,
-    error_event,
-    to_json,
-    usage_fields,
-)
+from jinn.server.wire import AnswerHead, ChunkWire, TokenBytes, completion_logprobs, to_json
 from jinn.text.choice import Delta, TokenEntry
 from jinn.text.infill import encode_infill
+
+_KIND = "text_completion"
 
 
 async def create_completion(request: Request) -> Response:
@@ -87,7 +80,7 @@ def _echoes(service: Service, completion: CompletionRequest) -> tuple[str, ...]:
     )
 
 
-class CompletionWire:
+class CompletionWire(ChunkWire):
     """Writes completions and their chunks."""
 
     def __init__(
@@ -97,47 +90,30 @@ class CompletionWire:
         sampling: SamplingParams,
         token_bytes: TokenBytes,
     ) -> None:
-        self._head = head
-        self._seed = sampling.seed
+        super().__init__(head, _KIND, sampling.seed, include_usage=completion.include_usage)
         self._token_bytes = token_bytes
         self._has_logprobs = completion.logprobs is not None
-        self._include_usage = completion.include_usage
-        self._begin = f"data: {to_json(head.fields('text_completion'))[:-1]}"
-        self._no_usage = ',"usage":null' if completion.include_usage else ""
 
     def chunk(self, delta: Delta) -> str:
         logprobs = to_json(self._logprobs(delta.entries)) if self._has_logprobs else "null"
         finish_reason = f'"{delta.finish_reason}"' if delta.finish_reason else "null"
-        seed = f',"seed":{self._seed}' if delta.finish_reason else ""
         choice = (
             f'{{"index":{delta.index},"text":{to_json(delta.text)},"logprobs":{logprobs},'
             f'"finish_reason":{finish_reason}}}'
         )
-        return f'{self._begin},"choices":[{choice}]{seed}{self._no_usage}}}\n\n'
-
-    def last_chunk(self, usage: Usage) -> str:
-        if not self._include_usage:
-            return DONE
-        return f'{self._begin},"choices":[],"usage":{to_json(usage_fields(usage))}}}\n\n{DONE}'
-
-    def error(self, error: APIError) -> str:
-        return error_event(error)
+        return self._event(choice, is_last=bool(delta.finish_reason))
 
     def answer(self, choices: list[FoldedChoice], usage: Usage) -> dict[str, Any]:
-        return {
-            **self._head.fields("text_completion"),
-            "choices": [
-                {
-                    "index": choice.index,
-                    "text": choice.text,
-                    "logprobs": self._logprobs(choice.entries),
-                    "finish_reason": choice.finish_reason,
-                }
-                for choice in choices
-            ],
-            "usage": usage_fields(usage),
-            "seed": self._seed,
-        }
+        written = [
+            {
+                "index": choice.index,
+                "text": choice.text,
+                "logprobs": self._logprobs(choice.entries),
+                "finish_reason": choice.finish_reason,
+            }
+            for choice in choices
+        ]
+        return self._answer(_KIND, written, usage)
 
     def _logprobs(self, entries: list[TokenEntry] | tuple[TokenEntry, ...]) -> dict[str, Any] | None:
         return completion_logprobs(entries, self._token_bytes) if self._has_logprobs else None

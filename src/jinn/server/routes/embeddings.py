@@ -17,7 +17,7 @@ from jinn.server.parameters import ACCEPTED_READING, Columns, take_implemented
 from jinn.server.reading import named, normalised
 from jinn.server.schemas import limited, listed, validate
 from jinn.server.structured import Strict
-from jinn.server.wire import to_json
+from jinn.server.wire import reading_usage_fields, to_json
 
 TextList = Annotated[
     list[str], Field(fail_fast=True), BeforeValidator(listed, json_schema_input_type=str | list[str])
@@ -56,7 +56,7 @@ async def create_embeddings(request: Request) -> Response:
             for index, row in enumerate(normalised(vectors, body.dimensions))
         ],
         "model": service.card.name,
-        "usage": {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens},
+        "usage": reading_usage_fields(usage),
     }
     return Response(to_json(answer), media_type="application/json")
 

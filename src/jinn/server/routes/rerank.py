@@ -19,6 +19,7 @@ from jinn.server.reading import named, normalised
 from jinn.server.routes.embeddings import TextList
 from jinn.server.schemas import limited, validate
 from jinn.server.structured import Strict
+from jinn.server.wire import reading_usage_fields
 
 
 def _document_text(value: Any) -> Any:
@@ -70,7 +71,7 @@ async def rerank(request: Request) -> Response:
             "id": f"rerank-{secrets.token_hex(12)}",
             "model": service.card.name,
             "results": results,
-            "usage": {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens},
+            "usage": reading_usage_fields(usage),
         }
     )
 
@@ -99,7 +100,7 @@ async def score(request: Request) -> Response:
                 {"index": index, "object": "score", "score": value}
                 for index, value in enumerate(scores.tolist())
             ],
-            "usage": {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens},
+            "usage": reading_usage_fields(usage),
         }
     )
 

@@ -26,6 +26,7 @@ from jinn.server.responses_request import (
 from jinn.server.responses_wire import ResponsesWire
 from jinn.server.schemas import parse_chat
 from jinn.server.stream import GenerationResponse
+from jinn.server.wire import tool_call_fields
 from jinn.text.message import AssistantMessage
 
 
@@ -126,8 +127,7 @@ def _chat_message(message: AssistantMessage) -> ChatMessage:
         fields["reasoning_content"] = message.reasoning
     if message.tool_calls:
         fields["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in message.tool_calls
+            tool_call_fields(call.id, call.name, call.arguments) for call in message.tool_calls
         ]
     return fields
 

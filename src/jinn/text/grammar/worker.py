@@ -16,6 +16,7 @@ import llguidance
 
 from jinn.engine.constraint import first_line, parser_limits
 from jinn.text.grammar.grammars import GrammarError, GrammarKind, grammar_text
+from jinn.text.grammar.json_schema import escape_pointer
 
 _MAX_MEMORY = 2 * 2**30  # bytes of address space
 _MAX_STACK = 4 * 2**20  # half of what the engine's threads have
@@ -76,7 +77,7 @@ def _places(node: Any, pointer: str, keywords: tuple[str, ...]) -> list[tuple[st
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     places = []
     for key, value in items:
-        where = f"{pointer}/{str(key).replace('~', '~0').replace('/', '~1')}"
+        where = f"{pointer}/{escape_pointer(key)}"
         if isinstance(node, dict) and key in keywords:
             places.append((where, node, str(key)))
         places += _places(value, where, keywords)
