@@ -135,6 +135,7 @@ async def test_blocks_become_messages(
             {"type": "tool_use", "id": "t1", "name": "weather", "input": {"city": "Paris"}}]},
         {"role": "user", "content": [
             {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "Sunny"}]},
+            {"type": "tool_result", "tool_use_id": "t2", "content": "no such city", "is_error": True},
             {"type": "text", "text": "And?"}]},
     ]  # fmt: skip
     system = [{"type": "text", "text": "Be brief."}]
@@ -146,11 +147,35 @@ async def test_blocks_become_messages(
         ("user", "Weather?"),
         ("assistant", "I look."),
         ("tool", "Sunny"),
+        ("tool", "Error: no such city"),
         ("user", "And?"),
     ]
     assert given[2]["reasoning_content"] == "T"
     assert json.loads(given[2]["tool_calls"][0]["function"]["arguments"]) == {"city": "Paris"}
     assert given[3]["tool_call_id"] == "t1"
+
+
+@pytest.mark.parametrize(
+    ("thinking", "effort", "budget"),
+    [
+        ({"type": "adaptive"}, "low", 1024),
+        ({"type": "adaptive"}, "max", None),
+        ({"type": "enabled", "budget_tokens": 7}, "low", 7),
+        (None, "high", None),
+    ],
+)
+async def test_effort(
+    client: httpx.AsyncClient,
+    service: Service,
+    engine: FakeEngine,
+    thinking: dict[str, Any] | None,
+    effort: str,
+    budget: int | None,
+) -> None:
+    response = await ask(client, service, thinking=thinking, output_config={"effort": effort})
+    assert response.status_code == 200, response.text
+    given = engine.submitted[-1].sampling.thinking_budget
+    assert (given and given.max_tokens) == budget
 
 
 async def test_prefill(client: httpx.AsyncClient, service: Service, template: Template) -> None:
@@ -174,6 +199,9 @@ async def test_count_tokens(client: httpx.AsyncClient, service: Service, engine:
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0].type"),
         ({"tool_choice": {"type": "tool"}}, "tool_choice.name"),
         ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "adaptive", "display": "omitted"}}, "thinking.display"),
+        ({"output_config": {"effort": "low"}}, "output_config.effort"),
+        ({"output_config": {"effort": "some"}}, "output_config.effort"),
         ({"stop_sequences": [""]}, "stop_sequences[0]"),
         ({"temperature": 3}, "temperature"),
         ({"mcp_servers": [{}]}, "mcp_servers"),

@@ -56,7 +56,7 @@ class ToolResultBlock(_Block):
     type: Literal["tool_result"]
     tool_use_id: str
     content: TextContent = ""
-    is_error: bool = False
+    is_error: bool = False  # said to the model in words, since chat templates know no such thing
 
 
 _KINDS = ("tool_use", "tool_result", "thinking", "redacted_thinking")
@@ -105,7 +105,7 @@ class ToolChoice(Strict):
 class Thinking(Strict):
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
-    display: str | None = None
+    display: Literal["summarized"] | None = None  # thoughts come whole; "omitted" is not supported
 
 
 class OutputFormat(Strict):
@@ -115,7 +115,7 @@ class OutputFormat(Strict):
 
 class OutputConfig(Strict):
     format: OutputFormat | None = None
-    effort: str | None = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
 
 
 class CountTokensRequest(Strict):
@@ -138,7 +138,9 @@ class MessagesRequest(CountTokensRequest):
     temperature: float | None = limited("temperature", "0 takes the most likely token.")
     top_p: float | None = limited("top_p", "Smallest set of tokens with this probability.")
     top_k: int | None = limited("top_k", "The k most likely tokens.")
-    output_config: OutputConfig | None = Field(None, description="`format`: what the text must be.")
+    output_config: OutputConfig | None = Field(
+        None, description="`format`: what the text must be; `effort`: how much to think, with `thinking`."
+    )
 
 
 ACCEPTED_MESSAGES = {
@@ -165,7 +167,9 @@ _FIELDS = {
     "response_format.json_schema": "output_config.format",
     "response_format": "output_config.format",
     "thinking_budget": "thinking",
+    "reasoning_effort": "output_config.effort",
 }
+_EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 _TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -218,10 +222,23 @@ def _sampling(request: MessagesRequest) -> dict[str, Any]:
             fields[name] = getattr(request, name)
     if request.stop_sequences:
         fields["stop"] = request.stop_sequences
+    if effort := _effort(request):
+        fields["reasoning_effort"] = effort
     if request.output_config and request.output_config.format:
         schema = {"name": "answer", "schema": request.output_config.format.schema_, "strict": True}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
     return fields
+
+
+def _effort(request: MessagesRequest) -> str | None:
+    """How much to think, where the model may think; an answer without thoughts has no effort to choose."""
+    effort = request.output_config.effort if request.output_config else None
+    if effort is None or (request.thinking and request.thinking.type != "disabled"):
+        return _EFFORTS.get(effort or "")
+    if effort != "high":  # which is the API's own default
+        param = "output_config.effort"
+        raise errors.unsupported_parameter(param, f"'{param}' is only supported together with 'thinking'.")
+    return None
 
 
 def own_error(error: errors.APIError) -> errors.APIError:
@@ -231,8 +248,9 @@ def own_error(error: errors.APIError) -> errors.APIError:
 
 def _chat_tool(tool: AnthropicTool) -> dict[str, Any]:
     function: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema}
-    if tool.description is not None:
-        function["description"] = tool.description
+    for name in ("description", "strict"):
+        if getattr(tool, name) is not None:
+            function[name] = getattr(tool, name)
     return {"type": "function", "function": function}
 
 
@@ -249,12 +267,17 @@ def _chat_messages(message: AnthropicMessage) -> list[ChatMessage]:
     if message.role == "assistant":
         return [_assistant_message(message.content)]
     results: list[ChatMessage] = [
-        {"role": "tool", "tool_call_id": block.tool_use_id, "content": joined_text(block.content)}
+        {"role": "tool", "tool_call_id": block.tool_use_id, "content": _result_text(block)}
         for block in message.content
         if isinstance(block, ToolResultBlock)
     ]
     texts = [block.text for block in message.content if isinstance(block, TextBlock)]
     return [*results, {"role": "user", "content": "".join(texts)}] if texts or not results else results
+
+
+def _result_text(block: ToolResultBlock) -> str:
+    text = joined_text(block.content)
+    return f"Error: {text}" if block.is_error else text
 
 
 def _assistant_message(blocks: list[Any]) -> ChatMessage:
