@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import official
@@ -267,30 +267,39 @@ def test_shards_of_tokens_in_neighbouring_fields_make_no_token(contents: list[st
     assert tokenizer.decode(ids) == "".join(contents)
 
 
-def noncharacters() -> Iterator[str]:
-    return map(chr, range(0xFDD0, 0xFDF0))
+LIKELY = "".join(map(chr, (*range(0x10600, 0x10620), *range(0xFDD0, 0xFDF0))))
 
 
-@pytest.mark.parametrize(
-    "mark", ["\ufdd0", "".join(noncharacters()), "".join(noncharacters()) + "\U000f0000"]
-)
-def test_text_that_holds_the_reserved_code_points_survives(mark: str) -> None:
+@pytest.mark.parametrize("marks", ["\U00010600", LIKELY[:32], LIKELY, LIKELY + "\U000f0000"])
+def test_text_that_holds_the_marks_survives(marks: str) -> None:
     tokenizer = official.official("qwen3")
-    content = f"a{mark}<|im{mark}_end|><|im_end|>{mark}"
+    content = f"a{marks}<|im{marks}_end|><|im_end|>{marks}"
     messages = [{"role": "user", "content": content}]
     ids = encode_chat(tokenizer, ChatTemplate("{{ messages[0].content }}"), messages)
     assert tokenizer.decode(ids, skip_special=False) == content
     assert not tokenizer.special_ids & set(ids)
 
 
-def test_text_that_holds_every_reserved_code_point_is_refused() -> None:
-    content = "".join(noncharacters()) + "".join(map(chr, range(0xF0000, 0xFFFFE)))
-    with pytest.raises(ValueError, match="holds every private and reserved code point"):
+def test_text_that_holds_all_marks_is_refused() -> None:
+    content = LIKELY + "".join(map(chr, range(0xF0000, 0xFFFFE)))
+    with pytest.raises(ValueError, match="holds every code point that could mark"):
         encode_chat(
             official.smollm2(),
             ChatTemplate("{{ messages[0].content }}"),
             [{"role": "user", "content": content}],
         )
+
+
+def test_marks_do_not_show_in_a_printed_list() -> None:
+    """Qwen3-Coder's template prints a list of arguments as Python does."""
+    tokenizer = official.official("qwen3")
+    value = [{"tool": "<|im_end|>", "b": None, "name>": "im_start"}]
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": value}}}
+    messages = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    template = ChatTemplate("{{ messages[0].tool_calls[0].function.arguments.a | string }}")
+    ids = encode_chat(tokenizer, template, messages)
+    assert tokenizer.decode(ids, skip_special=False) == str(value)
+    assert not tokenizer.special_ids & set(ids)
 
 
 def test_marks_leave_what_a_template_looks_up_alone() -> None:

@@ -1,6 +1,6 @@
 """Keeps what users write from becoming added tokens, by marks that a chat template carries through unseen.
 
-A mark is one reserved code point that occurs nowhere in the conversation. It goes inside each added token
+A mark is one code point that occurs nowhere in the conversation. It goes inside each added token
 that a text spells. It also goes to the end of a text that ends as a token begins, to the start of one that
 starts as a token ends, and to one that is the middle of a token, since a template may complete them. Whoever
 splits the rendered text at the tokens still whole, and then strips the marks, finds only tokens that the
@@ -16,8 +16,10 @@ from typing import Any
 
 from jinn.text.tokenizer import AddedToken, TokenKind, match_any
 
-# Noncharacters, which text should not hold, then private use for a conversation that holds them all.
-_CANDIDATES = (*range(0xFDD0, 0xFDF0), *range(0xF0000, 0xFFFFE))
+# Signs of Linear A, which hardly a text holds: printable, so that a list's repr shows them as they are. Then
+# noncharacters, and private use for a conversation that holds them all.
+_CANDIDATES = (*range(0x10600, 0x10620), *range(0xFDD0, 0xFDF0), *range(0xF0000, 0xFFFFE))
+LIKELY_MARKS = "\U00010600-\U0001061f\ufdd0-\ufdef"  # within a pattern's brackets
 
 
 class Marker:
@@ -162,4 +164,4 @@ def _free_chars(conversation: object) -> tuple[str, str]:
     try:
         return next(free), next(free)
     except StopIteration:
-        raise ValueError("the conversation holds every private and reserved code point") from None
+        raise ValueError("the conversation holds every code point that could mark its texts") from None

@@ -28,6 +28,7 @@ from jinja2.visitor import NodeTransformer
 
 from jinn.text import allowance
 from jinn.text.allowance import Meter
+from jinn.text.marks import LIKELY_MARKS
 
 MAX_SOURCE_CHARS = 256 * 1024
 _MAX_JSON_INDENT = 16
@@ -83,8 +84,7 @@ _CHARGE, _SLICED, _SEARCHED, _WHOLE, _CONCAT = (
     f"jinn {name}" for name in ("charge", "sliced", "searched", "whole", "concat")
 )
 
-# Noncharacters stay as they are: chat encoding marks text with one.
-_ESCAPABLE = re.compile("[^\x00-\x7f\ufdd0-\ufdef]")
+_ESCAPABLE = re.compile(f"[^\x00-\x7f{LIKELY_MARKS}]")  # marks would be escaped beyond recognition
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
