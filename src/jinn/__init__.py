@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from jinn.engine.messages import SamplingParams
     from jinn.llm import LLM
 
-    __version__: str
+__version__ = "0.1.0"
 
 __all__ = ["LLM", "SamplingParams", "__version__"]
 
@@ -19,12 +19,9 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
         """Import a public name when it is first used, so that `import jinn` costs nothing."""
-        if name == "__version__":
-            value = importlib.import_module("importlib.metadata").version("jinn")
-        elif name in _MODULES:
-            value = getattr(importlib.import_module(_MODULES[name]), name)
-        else:
+        if name not in _MODULES:
             raise AttributeError(f"module 'jinn' has no attribute {name!r}")
+        value = getattr(importlib.import_module(_MODULES[name]), name)
         globals()[name] = value
         return value
 

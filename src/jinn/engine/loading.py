@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, partial
-from importlib import metadata
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from jinn import _native, env
+from jinn import __version__, _native, env
 from jinn.engine.config import EngineConfig, ModelInfo
 from jinn.engine.memory import available_memory, disk_speed, footprint
 from jinn.engine.runner import NativeRunner, Programs, Runner
@@ -364,4 +363,4 @@ def fingerprint(checkpoint: Checkpoint, arithmetic: str) -> str:
         data = checkpoint.data(info.name)
         digest.update(f"{info.name} {info.format.name} {info.shape} {info.offset}\n".encode())
         digest.update(data[:_SAMPLED_BYTES].tobytes() + data[-_SAMPLED_BYTES:].tobytes())
-    return f"jinn-{metadata.version('jinn')}-{arithmetic}-{digest.hexdigest()[:16]}"
+    return f"jinn-{__version__}-{arithmetic}-{digest.hexdigest()[:16]}"

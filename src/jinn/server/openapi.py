@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from importlib import metadata
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 import jinn.server.responses as r
+from jinn import __version__
 from jinn.server.auth import PUBLIC_ROUTES, GuardedRoute
 from jinn.server.messages_request import (
     ACCEPTED_MESSAGES,
@@ -95,7 +95,7 @@ def describe(routes: Iterable[GuardedRoute]) -> dict[str, Any]:
             paths.setdefault(route.path_format, {})[method.lower()] = _operation(route)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "jinn", "version": metadata.version("jinn")},
+        "info": {"title": "jinn", "version": __version__},
         "paths": paths,
         "components": {
             "schemas": _schemas(),
