@@ -15,3 +15,8 @@ def home() -> Path:
 def isa() -> str | None:
     """JINN_ISA: the instruction set the kernels must use. Default: None, the best that the machine has."""
     return os.environ.get("JINN_ISA") or None
+
+
+def of_engine_process() -> dict[str, str]:
+    """This process's variables; numpy's BLAS, which the engine has no use for, is to start no threads."""
+    return {"OPENBLAS_NUM_THREADS": "1", **os.environ}

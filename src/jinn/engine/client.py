@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from jinn import env
 from jinn.engine.config import EngineConfig
 from jinn.engine.frames import FrameReader, frame
 from jinn.engine.messages import (
@@ -87,6 +88,7 @@ class EngineClient(asyncio.Protocol):
                 self._process = subprocess.Popen(  # noqa: S603  (the command is ours)
                     [*self._command, str(theirs.fileno()), self._config.to_json()],
                     pass_fds=(theirs.fileno(),),
+                    env=env.of_engine_process(),
                 )
             except OSError:
                 ours.close()
