@@ -99,7 +99,7 @@ def test_config_files(tmp_path):
 @pytest.mark.parametrize(
     ("config", "error"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba' is not supported"),
+        ({"model_type": "mamba"}, "architecture 'mamba' is not supported"),
         ({"model_type": "llama"}, "is missing"),
         ([], "holds no JSON object"),
     ],

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jinn.models.config import hf_fields
 from jinn.models.fields import ConfigError
 from jinn.models.model import Model
-from jinn.models.registry import FAMILIES
+from jinn.models.registry import model_of_config
 
 
 def preset_names() -> tuple[str, ...]:
@@ -39,15 +38,7 @@ def preset_config(name: str, num_hidden_layers: int | None = None) -> dict[str, 
 
 def preset(name: str, num_hidden_layers: int | None = None) -> Model:
     """The model of a shape. Raises ConfigError as `preset_config`, and for a family that jinn lacks."""
-    return model_with(preset_config(name, num_hidden_layers))
-
-
-def model_with(config: Mapping[str, Any]) -> Model:
-    """The model of a config.json. Raises ConfigError."""
-    family = FAMILIES.get(config["model_type"])
-    if family is None:
-        raise ConfigError(f"architecture {config['model_type']!r} is not supported")
-    return family(hf_fields(config))
+    return model_of_config(preset_config(name, num_hidden_layers))
 
 
 def _smollm2(hidden: int, layers: int, heads: int, kv_heads: int, inner: int, theta: float) -> dict[str, Any]:

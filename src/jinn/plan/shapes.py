@@ -13,15 +13,15 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from jinn.models.config import hf_fields
 from jinn.models.costs import checkpoint_storage
 from jinn.models.fields import ConfigError
 from jinn.models.model import Model
 from jinn.models.parameters import ParameterSpec
 from jinn.models.presets import PRESETS, preset_config
-from jinn.models.registry import FAMILIES
+from jinn.models.registry import model_of, model_of_config
 from jinn.models.work import ModelWork, Storage, model_work
 from jinn.plan.tables import ScenarioError
+from jinn.weights.checkpoint import open_checkpoint
 
 PRECISIONS = {"bf16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 4.5 / 8}
 """Bytes per weight; int4 has a 16-bit scale for 32 weights, as Q4_0."""
@@ -51,7 +51,6 @@ ASSUMED: Mapping[str, Mapping[str, Any]] = {
         "rms_norm_eps": 1e-6,
     },
 }
-_KEPT = ("model.embed_tokens", "lm_head")
 ASSUMPTION = (
     "assumed shape: models of a trillion parameters such as Qwen3-Max publish no config; this one has "
     "Qwen3-MoE's blocks and the active share of its peers (3%)"
@@ -118,9 +117,6 @@ def shape_of(name: str, precision: str = "bf16", kv_dtype: str = "bf16") -> Shap
 
 def _shape_of_checkpoint(path: Path, kv_dtype: str) -> Shape:
     """As the file's tensors are stored; its precision is the type of most bytes."""
-    from jinn.models.registry import model_of
-    from jinn.weights.checkpoint import open_checkpoint
-
     with open_checkpoint(path) as checkpoint:
         model = model_of(checkpoint)
         work = model_work(model, checkpoint_storage(model, checkpoint))
@@ -150,20 +146,20 @@ def uniform_storage(precision: str) -> Storage:
 def _model(name: str) -> tuple[Model, str]:
     assumed = {known.lower(): config for known, config in ASSUMED.items()}.get(name.lower())
     if assumed is not None:
-        return model_of_config(assumed, name), ASSUMPTION
+        return _supported_model(assumed, name), ASSUMPTION
     path = Path(name)
     if path.exists():
         return _model_of_path(path), ""
     if name.lower() not in map(str.lower, PRESETS):
         known = ", ".join((*PRESETS, *ASSUMED))
         raise ScenarioError(f"model.name {name!r} is no file and no shape that jinn knows: {known}")
-    return model_of_config(preset_config(name), name), ""
+    return _supported_model(preset_config(name), name), ""
 
 
 def _model_of_path(path: Path) -> Model:
     config = path / "config.json" if path.is_dir() else path
     if config.suffix == ".json":
-        return model_of_config(_read_json(config), str(config))
+        return _supported_model(_read_json(config), str(config))
     raise ScenarioError(f"model.name: {path} is neither a config.json nor a folder with one")
 
 
@@ -177,14 +173,9 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     return config
 
 
-def model_of_config(config: Mapping[str, Any], source: str) -> Model:
+def _supported_model(config: Mapping[str, Any], source: str) -> Model:
     """The model of a config.json. Raises ScenarioError naming the field, or the families that there are."""
-    name = config.get("model_type")
-    family = FAMILIES.get(str(name))
-    if family is None:
-        known = ", ".join(sorted(FAMILIES))
-        raise ScenarioError(f"{source}: model_type {name!r} is not supported; supported are {known}")
     try:
-        return family(hf_fields(config))
+        return model_of_config(config)
     except ConfigError as error:
         raise ScenarioError(f"{source}: {error}") from None

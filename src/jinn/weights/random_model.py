@@ -21,7 +21,7 @@ import numpy.typing as npt
 from jinn.models.config import hf_fields
 from jinn.models.decoder import Decoder
 from jinn.models.parameters import NewFile, Origin, ParameterSpec
-from jinn.models.presets import model_with
+from jinn.models.registry import model_of_config
 from jinn.weights.atomic import atomic_output
 from jinn.weights.block_formats import BF16, Q4_0, BlockFormat
 from jinn.weights.config_files import gguf_metadata
@@ -62,7 +62,7 @@ def write_random(
     kind: Literal["gguf", "hf"] = "gguf" if target.suffix == ".gguf" else "hf"
     default = Q4_0 if kind == "gguf" else BF16
     wanted = wanted_type(type_name, GGUF_TYPES if kind == "gguf" else FOLDER_TYPES) if type_name else default
-    model = model_with(config)
+    model = model_of_config(config)
     if not isinstance(model, Decoder):
         raise WeightsError(f"models of family {model.family!r} cannot be written")
     tokenizer = synthetic_tokenizer(model.family, model.vocab_size)
