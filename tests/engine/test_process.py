@@ -324,9 +324,16 @@ def test_config_survives_json_and_names_what_is_wrong():
             EngineConfig.from_json(text)
 
 
-def test_the_engine_process_imports_neither_torch_nor_the_server():
-    code = "import sys, jinn.engine.process, jinn.engine.client; print(*sys.modules)"
+def test_the_engine_process_imports_only_what_it_needs():
+    code = "import sys, jinn.engine.process, jinn.engine.loading, jinn.engine.client; print(*sys.modules)"
     command = [sys.executable, "-c", code]
     names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()  # noqa: S603
-    for name in ("torch", "transformers", "gguf", "starlette", "pydantic", "tokenizers", "jinn.server"):
-        assert name not in names
+    heavy = {"torch", "transformers", "gguf", "starlette", "pydantic", "tokenizers", "jinja2", "llguidance"}
+    for_some = {
+        "importlib.metadata",
+        "shutil",
+        "jinn.engine.drafting",
+        "jinn.models.deepseek_v3",
+        "jinn.server",
+    }
+    assert (heavy | for_some) & set(names) == set()

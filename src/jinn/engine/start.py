@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jinn.engine.config import EngineConfig, ModelInfo
-from jinn.engine.drafting import Drafter, ModelDrafter, MtpDrafter, NgramDrafter
 from jinn.engine.engine import Engine
 
 if TYPE_CHECKING:
+    from jinn.engine.drafting import Drafter
     from jinn.engine.runner import Runner
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
@@ -30,15 +30,27 @@ def start_engine(config: EngineConfig, load_runner: LoadRunner, progress: Progre
 def _drafter(
     runner: Runner, config: EngineConfig, draft_memory: int, load_runner: LoadRunner
 ) -> Drafter | None:
+    if config.speculative == "off":
+        return None
+    from jinn.engine.drafting import ModelDrafter, MtpDrafter, NgramDrafter  # few engines draft
+
     num_tokens = config.num_draft_tokens
     if config.speculative == "ngram":
         return NgramDrafter(num_tokens)
     if config.speculative == "mtp":
         return MtpDrafter(runner, num_tokens)
-    if config.draft_model is None:
-        return None
+    draft_runner = _draft_runner(runner, config, draft_memory, load_runner)
+    return ModelDrafter(draft_runner, num_tokens, config.max_num_batched_tokens)
+
+
+def _draft_runner(runner: Runner, config: EngineConfig, draft_memory: int, load_runner: LoadRunner) -> Runner:
+    """The draft model. Raises ValueError where it cannot draft for the other."""
     draft_config = replace(
-        config, model=config.draft_model, draft_model=None, speculative="off", cache_memory=draft_memory
+        config,
+        model=config.draft_model or "",  # without one, EngineConfig refuses it
+        draft_model=None,
+        speculative="off",
+        cache_memory=draft_memory,
     )
     draft_runner, _ = load_runner(draft_config, lambda done, total: None)
     if draft_runner.vocab_size != runner.vocab_size:
@@ -46,4 +58,4 @@ def _drafter(
         raise ValueError(f"draft_model has a vocabulary of {sizes} as the model has")
     if draft_runner.num_state_slots:
         raise ValueError("draft_model has recurrent states, which cannot take a wrong draft back")
-    return ModelDrafter(draft_runner, num_tokens, config.max_num_batched_tokens)
+    return draft_runner

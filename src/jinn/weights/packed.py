@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -90,11 +89,11 @@ class PackedFile:
             with self.path.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, self._size)
         except OSError as error:
-            free = shutil.disk_usage(self.path.parent).free
             self.path.unlink(missing_ok=True)
+            disk = os.statvfs(self.path.parent)
             raise WeightsError(
-                f"{self.path.parent}: no room for {self._size} bytes of packed experts, {free} are free: "
-                f"{error.strerror}"
+                f"{self.path.parent}: no room for {self._size} bytes of packed experts, "
+                f"{disk.f_bavail * disk.f_frsize} are free: {error.strerror}"
             ) from None
 
 
