@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from answers import accepts, matcher_of
 
@@ -51,10 +53,16 @@ def test_any_json_object():
     assert [other for other in ("[]", "1", '{"a":}', "{} ") if accepts(text, other)] == []
 
 
-def test_white_space_is_bounded():
+def test_white_space_lays_out_and_no_more():
     text = grammar_text(GrammarKind.JSON_OBJECT, None)
-    assert accepts(text, '{\n  "a": 1\n}')
-    assert not accepts(text, "{" + " " * 40 + "}")
+    value = {"a": [1, {"b": [], "c": {}}], "d": "e"}
+    for indent in (None, 1, 2, 4, 8, "\t"):
+        assert accepts(text, json.dumps(value, indent=indent)), indent
+        assert accepts(text, json.dumps(value, indent=indent).replace("\n", "\r\n")), indent
+    assert accepts(text, '{ "a" : 1\n}')
+    for space in ("\n\n", "   ", " \n", "\n" + " " * 33, "\t\t"):
+        assert not accepts(text, "{" + space + "}"), space
+        assert not accepts(text, '{"a":' + space + "1}"), space
 
 
 @pytest.mark.parametrize(

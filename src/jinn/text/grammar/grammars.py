@@ -15,8 +15,9 @@ from jinn.text.grammar.pattern import PatternError, whole
 MAX_CHOICES = 1_000
 MAX_GRAMMAR_LENGTH = 65_536  # characters
 
-# Between the tokens of JSON, once at each place: room to indent, and no more.
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
+# Between the tokens of JSON, once at each place: a space or two, or a new line and its indent. With more room
+# small models write empty lines, or spaces, without end.
+_WHITESPACE = r"\x20{1,2}|\x09|\x0D?\x0A(\x20{0,32}|\x09{0,16})"
 # Every string has one spelling, so that a name cannot come again in another.
 _JSON_OPTIONS = {"whitespace_pattern": _WHITESPACE, "json_allowed_escapes": 'nrbtf\\"'}
 
