@@ -183,7 +183,6 @@ def test_number_limits(parse: Any, name: str) -> None:
         ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].function"),
         ({"tools": [{"type": "browser"}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
-        ({"tools": [tool("f", strict=True)]}, "tools[0].function.strict"),
         ({"tools": [tool("f", parameters={"type": "array"})]}, "tools[0].function.parameters"),
         ({"tools": [tool("f"), tool("g"), tool("f")]}, "tools[2].function.name"),
         ({"tools": [tool("f")] * 129}, "tools"),

@@ -425,3 +425,75 @@ async def test_what_does_not_go_with_a_call_that_is_asked_for(client: httpx.Asyn
     body = chat_body(tools=[{"type": "function", "function": function}], tool_choice="required")
     error = check_error(await client.post(CHAT, json=body), 400)
     assert error["param"] == "tools#/f/properties/a/not"
+
+
+STRICT = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+
+
+async def test_strict_tools_may_be_called(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    says(engine, CALLS)
+    message = (await answer(client, tools=[STRICT]))["choices"][0]["message"]
+    assert (message["content"], len(message["tool_calls"])) == ("I look.", 2)
+    assert engine.submitted[-1].grammar is not None
+    assert "(?s:" in engine.submitted[-1].grammar.text
+    for fields in ({"tools": [WEATHER]}, {"tools": [STRICT], "tool_choice": "none"}):
+        await answer(client, **fields)
+        assert engine.submitted[-1].grammar is None
+    response = await client.post(CHAT, json=chat_body(tools=[STRICT], stop="."))
+    assert check_error(response, 400)["param"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "num_calls"),
+    [
+        (CALLS.removeprefix("I look.\n"), None, 2),
+        (json.dumps({"a": CALLS}), json.dumps({"a": CALLS}), 0),
+        (f"<think>\nHm.\n</think>\n\n{json.dumps({'a': CALLS})}", json.dumps({"a": CALLS}), 0),
+    ],
+)
+async def test_an_answer_is_a_call_or_as_asked_for(
+    client: httpx.AsyncClient, engine: FakeEngine, text: str, content: str | None, num_calls: int
+) -> None:
+    says(engine, text)
+    fields: dict[str, Any] = {"tools": [WEATHER], "response_format": {"type": "json_object"}}
+    message = (await answer(client, **fields, max_tokens=900))["choices"][0]["message"]
+    assert (message["content"], len(message.get("tool_calls", []))) == (content, num_calls)
+    grammar = engine.submitted[-1].grammar
+    assert grammar is not None
+    assert "@content |" in grammar.text
+
+
+async def test_a_bad_schema_beside_tools_is_named(client: httpx.AsyncClient) -> None:
+    named = {"name": "a", "schema": {"not": {}}}
+    response_format = {"type": "json_schema", "json_schema": named}
+    response = await forced(client, response_format=response_format)
+    assert check_error(response, 400)["param"] == "response_format.json_schema.schema#/not"
+    strict = {"type": "function", "function": {"name": "f", "strict": True, "parameters": {"not": {}}}}
+    response = await client.post(CHAT, json=chat_body(tools=[strict]))
+    assert check_error(response, 400)["param"] == "tools#/f/not"
+
+
+class TestDeepSeek:
+    """Whose calls are written with control tokens."""
+
+    @pytest.fixture
+    def chat_format(self) -> ChatFormat:
+        return ChatFormat(None, TOOL_FORMATS["deepseek_v31"], None, frozenset({"tools"}))
+
+    async def test_calls_may_be_asked_for(
+        self, client: httpx.AsyncClient, service: Service, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        opening = TOOL_FORMATS["deepseek_v31"].control_texts[0]
+        assert (await forced(client, tool_choice="required")).status_code == 200
+        monkeypatch.setattr(
+            service.tokenizer, "added_tokens", {opening: AddedToken(259, TokenKind.CONTROL)}, raising=False
+        )
+        monkeypatch.setattr(service.tokenizer, "special_ids", frozenset({259}), raising=False)
+        assert (await forced(client, tool_choice="required")).status_code == 200
+        spelled, named = [
+            json.loads(submit.grammar.text)["grammars"][0]["lark_grammar"]
+            for submit in engine.submitted
+            if submit.grammar is not None
+        ]
+        assert f'start: "{opening}' in spelled
+        assert f"start: {opening}" in named

@@ -252,7 +252,7 @@ class FunctionDefinition(Strict):
     name: FunctionName
     description: str | None = limited("tools.description", "Shown to the model.")
     parameters: dict[str, Any] | None = Field(None, description="JSON schema of the arguments, an object.")
-    strict: bool | None = Field(None, description="true: with a tool_choice that names it or is required.")
+    strict: bool | None = Field(None, description="true: calls of all tools satisfy their schemas.")
 
 
 class FunctionTool(Strict):
@@ -339,11 +339,6 @@ class ChatRequest(SamplingFields):
                 raise errors.invalid_value(
                     f"{path}.parameters", f"'{path}.parameters' must describe an object."
                 )
-            if function.strict and not self.must_call:
-                raise errors.unsupported_parameter(
-                    f"{path}.strict",
-                    f"'{path}.strict' is supported where 'tool_choice' is 'required' or names the function.",
-                )
             names.add(function.name)
         if self.must_call and not names:
             raise errors.invalid_value(
@@ -359,8 +354,14 @@ class ChatRequest(SamplingFields):
         """Whether the answer is to be a call."""
         return self.tool_choice == "required" or isinstance(self.tool_choice, NamedToolChoice)
 
-    def wanted_calls(self, tool_format: str) -> Wanted:
-        """What an answer must be that is to be a call, in a format by its name."""
+    @property
+    def is_strict(self) -> bool:
+        """Whether calls are to be held to their tools' schemas."""
+        may_call = self.tool_choice != "none"
+        return self.must_call or (may_call and any(tool.function.strict for tool in self.tools))
+
+    def wanted_calls(self, tool_format: str, control_texts: Sequence[str], content: str | None) -> Wanted:
+        """What an answer must be that may call; see `jinn.text.grammar.calls.CallsWanted`."""
         named = self.tool_choice.function.name if isinstance(self.tool_choice, NamedToolChoice) else None
         tools = {
             tool.function.name: tool.function.parameters or {}
@@ -370,7 +371,9 @@ class ChatRequest(SamplingFields):
         value = {
             "format": tool_format,
             "tools": tools,
-            "parallel": self.parallel_tool_calls and named is None,
+            "is_parallel": self.parallel_tool_calls and named is None,
+            "control_texts": list(control_texts),
+            "content": content,
         }
         return Wanted(GrammarKind.CALLS, value, "tools")
 
@@ -391,6 +394,7 @@ class ChatRequest(SamplingFields):
             messages=[message.for_template() for message in self.messages],
             tools=tools,
             parallel_tool_calls=self.parallel_tool_calls,
+            calls_come_first=self.wanted() is not None,
             template_kwargs={k: v for k, v in self.chat_template_kwargs.items() if v is not None},
             enable_thinking=self.enable_thinking,
             reasoning_effort=self.reasoning_effort,

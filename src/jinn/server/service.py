@@ -190,9 +190,12 @@ class Service:
             raise errors.invalid_value(
                 wanted.param, f"'{wanted.param}': this model's thoughts do not end with a token of their own."
             )
-        text = await self._grammars.compile(wanted.kind, wanted.value, wanted.param)
         opening_id, after_id = thinking_ids
-        return Grammar(text, after_id, opening_id)
+        return Grammar(await self.compile(wanted), after_id, opening_id)
+
+    async def compile(self, wanted: Wanted) -> str:
+        """The text of the grammar of what is wanted. Raises APIError 400, 503."""
+        return await self._grammars.compile(wanted.kind, wanted.value, wanted.param)
 
     def generate(self, request: GenerationRequest) -> Generation:
         """A request about to run; it must be given to `release()` in the end. Raises APIError 429, 503."""

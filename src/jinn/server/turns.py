@@ -36,6 +36,7 @@ class TurnRequest:
         messages: as `jinn.text.conversation` takes them.
         tools: in OpenAI's form; none where the model may not call any.
         parallel_tool_calls: without it the turn ends with its first call.
+        calls_come_first: an answer that does not begin with a call has none.
         template_kwargs: further variables of the chat template; scalars.
         enable_thinking: None where the model decides.
         reasoning_effort: a key of EFFORT_BUDGETS, `none`, or None.
@@ -45,6 +46,7 @@ class TurnRequest:
     messages: Sequence[Mapping[str, Any]]
     tools: tuple[Mapping[str, Any], ...] = ()
     parallel_tool_calls: bool = True
+    calls_come_first: bool = False
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     enable_thinking: bool | None = None
     reasoning_effort: str | None = None
@@ -107,6 +109,7 @@ async def prepare_turn(service: Service, request: TurnRequest, sampling: Samplin
         [Tool.from_definition(tool) for tool in request.tools],
         is_thinking=is_thinking,
         parallel=request.parallel_tool_calls,
+        come_first=request.calls_come_first,
     )
     thinking_ids = _thinking_ids(service, is_thinking=is_thinking, is_wanted=is_wanted)
     return Turn(prompt_ids, sampling, make_parser, is_thinking, thinking_ids)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from jinn.text.message_parser import MessageParser
 from jinn.text.reasoning import ReasoningFormat, ReasoningParser, find_reasoning_format
@@ -59,13 +58,16 @@ class ChatFormat:
         return self.reasoning.is_open(end, is_continued=is_continued)
 
     def parser_factory(
-        self, tools: Sequence[Tool], *, is_thinking: bool, parallel: bool = True
+        self, tools: Sequence[Tool], *, is_thinking: bool, parallel: bool = True, come_first: bool = False
     ) -> Callable[[], MessageParser]:
-        """Makes what reads an answer; calls are read only where there are tools."""
-        return partial(self._parser, tuple(tools), is_thinking=is_thinking, parallel=parallel)
+        """Makes what reads an answer; calls are read, as `ToolParser` says, only where there are tools."""
 
-    def _parser(self, tools: tuple[Tool, ...], *, is_thinking: bool, parallel: bool) -> MessageParser:
-        return MessageParser(
-            ReasoningParser(self.reasoning, is_open=is_thinking) if self.reasoning else None,
-            ToolParser(self.tools, tools, parallel=parallel) if self.tools and tools else None,
-        )
+        def make_parser() -> MessageParser:
+            return MessageParser(
+                ReasoningParser(self.reasoning, is_open=is_thinking) if self.reasoning else None,
+                ToolParser(self.tools, tools, parallel=parallel, come_first=come_first)
+                if self.tools and tools
+                else None,
+            )
+
+        return make_parser

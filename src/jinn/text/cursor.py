@@ -43,6 +43,9 @@ class Tags:
         return 0
 
 
+NO_TAGS = Tags()
+
+
 class Cursor:
     """A place in the text. Text before it is forgotten, unless it is marked."""
 

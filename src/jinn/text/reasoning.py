@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jinn.text.cursor import Cursor, Running, Steps, Tags, each
+from jinn.text.cursor import NO_TAGS, Cursor, Running, Steps, Tags, each
 from jinn.text.message import ContentDelta, Part, ReasoningDelta
 
 
@@ -72,7 +72,7 @@ class ReasoningParser:
             yield from self._skip_line_breaks()
         elif space:
             yield ContentDelta(space)
-        yield from each(ContentDelta, self._cursor.until(_NO_TAGS))
+        yield from each(ContentDelta, self._cursor.until(NO_TAGS))
 
     def _skip_line_breaks(self) -> Steps[None]:
         while (yield from self._cursor.peek()) == "\n":
@@ -95,6 +95,3 @@ class _TrimmedReasoning:
         text = "\n" * self._held + core if self._has_begun else core.lstrip("\n")
         self._held, self._has_begun = num_breaks, True
         return ReasoningDelta(text)
-
-
-_NO_TAGS = Tags()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from jinn.text.cursor import Cursor, Running, Steps, each
+from jinn.text.cursor import NO_TAGS, Cursor, Running, Steps, Wait, each
 from jinn.text.message import ContentDelta, Part
 from jinn.text.tool_formats.calls import CallReader, Tool, ToolFormat, make_call_id
 from jinn.text.tool_formats.deepseek import DeepSeekFormat
@@ -45,12 +45,15 @@ class ToolParser:
         tools: Sequence[Tool],
         *,
         parallel: bool = True,
+        come_first: bool = False,
         make_id: Callable[[], str] = make_call_id,
     ) -> None:
+        """With `come_first` an answer that does not begin with a call is content, whatever it holds."""
         cursor = Cursor()
         self._format = format
         self._calls = CallReader(cursor, tools, make_id)
         self._parallel = parallel
+        self._come_first = come_first
         self.control_texts = format.control_texts
         self._running = Running(cursor, self._read())
         self._held_space: list[str] = []
@@ -76,6 +79,8 @@ class ToolParser:
     def _read(self) -> Steps[None]:
         """Content and calls in turn, until the end of the text, or of the only call."""
         calls = self._calls
+        if self._come_first and not (yield from self._begins_with_call()):
+            yield from each(ContentDelta, calls.cursor.until(NO_TAGS))
         while opening := (yield from each(ContentDelta, calls.cursor.until(self._format.openings))):
             for_one = self._format.read(calls, opening)
             while not self.is_finished:
@@ -85,6 +90,17 @@ class ToolParser:
                     break
             if self.is_finished:
                 return
+
+    def _begins_with_call(self) -> Wait[bool]:
+        """Whether an opening comes next; stay before it."""
+        cursor = self._calls.cursor
+        for opening in self._format.openings.texts:
+            cursor.mark()
+            is_next = yield from cursor.literal(opening)
+            cursor.rewind()
+            if is_next:
+                return True
+        return False
 
     def _without_space(self, parts: Iterable[Part]) -> Iterable[Part]:
         """The parts without white space before, inside and after calls, which waits for what follows it."""

@@ -11,14 +11,14 @@ import llguidance
 import numpy as np
 
 from jinn.engine.constraint import parser_limits
+from jinn.text.grammar.worker import TOKENIZER, TOKENS
 
-BYTES = llguidance.LLTokenizer("byte")
-END = BYTES.eos_token
+END = TOKENIZER.eos_token
 _CLOSING = frozenset(b'"}]')
 
 
 def matcher_of(text: str) -> llguidance.LLMatcher:
-    return llguidance.LLMatcher(BYTES, text, log_level=0, limits=parser_limits())
+    return llguidance.LLMatcher(TOKENIZER, text, log_level=0, limits=parser_limits())
 
 
 def walk(matcher: llguidance.LLMatcher, rng: random.Random, max_bytes: int = 600) -> tuple[bytes, str]:
@@ -39,7 +39,7 @@ def walk(matcher: llguidance.LLMatcher, rng: random.Random, max_bytes: int = 600
             choices = closing
         token_id = rng.choice(choices)
         matcher.consume_token(token_id)
-        answer.append(token_id)
+        answer += TOKENS[token_id]
     return bytes(answer), "length"
 
 

@@ -33,7 +33,7 @@ class GrammarKind(StrEnum):
     REGEX = "regex"  # a pattern in ECMA-262's syntax that the whole answer matches
     CHOICE = "choice"  # a list of texts
     GRAMMAR = "grammar"  # Lark, or GBNF
-    CALLS = "calls"  # see `jinn.text.grammar.calls`
+    CALLS = "calls"  # the fields of `jinn.text.grammar.calls.CallsWanted`
 
 
 class GrammarError(ValueError):
@@ -103,9 +103,9 @@ def _grammar(text: Any) -> str:
 
 
 def _calls(value: Any) -> str:
-    from jinn.text.grammar.calls import calls_grammar
+    from jinn.text.grammar.calls import CallsWanted, calls_grammar
 
-    return calls_grammar(value, _with_options)
+    return calls_grammar(CallsWanted(**value), _with_options)
 
 
 _WRITERS = {

@@ -10,13 +10,14 @@ import json
 import resource
 import signal
 import sys
-from typing import Any
+from typing import Any, cast
 
 import llguidance
 
 from jinn.engine.constraint import first_line, parser_limits
 from jinn.text.grammar.grammars import GrammarError, GrammarKind, grammar_text
 from jinn.text.grammar.json_schema import escape_pointer
+from jinn.text.tools import TOOL_FORMATS
 
 _MAX_MEMORY = 2 * 2**30  # bytes of address space
 _MAX_STACK = 4 * 2**20  # half of what the engine's threads have
@@ -30,13 +31,33 @@ _SUBJECTS = {
     "circular references": ("$ref",),
 }
 
-_BYTES = llguidance.LLTokenizer("byte")
+
+class _Bytes:
+    """For llguidance: single bytes, and the control tokens of every format of calls."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self) -> None:
+        controls = dict.fromkeys(text for known in TOOL_FORMATS.values() for text in known.control_texts)
+        self.tokens = [*(bytes([byte]) for byte in range(256)), *map(str.encode, controls), b"<eos>"]
+        self.special_token_ids = list(range(256, len(self.tokens)))
+        self.eos_token_id = len(self.tokens) - 1
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return list(text.encode() if isinstance(text, str) else text)
+
+
+_WRAPPER = _Bytes()
+TOKENS = tuple(_WRAPPER.tokens)
+TOKENIZER = llguidance.LLTokenizer(cast(llguidance.TokenizerWrapper, _WRAPPER))
+_BYTES = llguidance.LLTokenizer("byte")  # knows no control token, so that no client's grammar can name one
 
 
 def compiled(kind: GrammarKind, value: Any) -> str:
     """The grammar's text, which llguidance takes and which leaves something to write. Raises GrammarError."""
     text = grammar_text(kind, value)
-    error = _error_of(text)
+    error = _error_of(text, TOKENIZER if kind is GrammarKind.CALLS else _BYTES)
     if error is None:
         return text
     if kind is GrammarKind.JSON_SCHEMA and (culprit := _culprit(value, error)):
@@ -45,8 +66,8 @@ def compiled(kind: GrammarKind, value: Any) -> str:
     raise GrammarError(error)
 
 
-def _error_of(text: str) -> str | None:
-    matcher = llguidance.LLMatcher(_BYTES, text, log_level=0, limits=parser_limits())
+def _error_of(text: str, tokenizer: llguidance.LLTokenizer = _BYTES) -> str | None:
+    matcher = llguidance.LLMatcher(tokenizer, text, log_level=0, limits=parser_limits())
     if not matcher.is_error():
         matcher.compute_bitmask()
         if not matcher.is_error() and matcher.is_stopped() and not matcher.is_accepting():
