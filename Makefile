@@ -7,7 +7,7 @@ ARM_OBJECTS := $(patsubst src/jinn/native/%.cpp,build/arm/%.o,$(filter-out %/bin
 # Release warnings are errors here, so that a release stays free of them.
 BUILD := -C cmake.define.JINN_WERROR=ON
 
-.PHONY: help serve chat test test-clients lint check check-arm bench bench-peers plan-here soak stubs format clean
+.PHONY: help serve chat test test-clients lint check check-arm bench bench-peers bench-serving plan-here soak stubs format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -45,6 +45,9 @@ bench: .venv/.serve  ## measure the packaged model against this machine's limits
 
 bench-peers: .venv/.serve  ## jinn and llama.cpp (LLAMA_CPP=its folder) in turn; more options in ARGS
 	LLAMA_CPP="$(LLAMA_CPP)" $(BIN)/python bench/peers.py $(ARGS)
+
+bench-serving: .venv/.serve  ## what clients see over HTTP: jinn and llama-server (LLAMA_CPP=its folder) in turn
+	LLAMA_CPP="$(LLAMA_CPP)" $(BIN)/python bench/serving.py $(ARGS)
 
 plan-here: .venv/.serve  ## predict speeds on this machine, measure them, and check that they agree within 15%
 	$(BIN)/python bench/plan_here.py $(ARGS)
