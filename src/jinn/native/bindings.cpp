@@ -578,10 +578,12 @@ NB_MODULE(_native, m) {
   m.def(
       "profile",
       [](Program& program, const KVCache& cache, StateCache* states, int64_t vocab_size, const BatchArrays& arrays) {
-        return program.profile(view_of(arrays, program, cache, states, vocab_size), cache, states);
+        StageTimes times;
+        program.run(view_of(arrays, program, cache, states, vocab_size), cache, states, &times);
+        return times;
       },
       "program"_a, "cache"_a, "states"_a.none(), "vocab_size"_a, "batch"_a,
-      "Run a batch and give the seconds of each instruction.");
+      "Run a batch and give the seconds of each stage.");
 
   m.def("read_bandwidth", &read_bandwidth, "pool"_a, "kernels"_a, "bytes"_a, "repeats"_a, "Bytes per second.");
   m.def(

@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -315,7 +316,6 @@ void Program::append(std::unique_ptr<Instruction> instruction) {
            "[program] a stage of several instructions must be row-wise on one kind of rows");
   }
   stage.push_back(std::move(instruction));
-  counters_ = std::make_unique<std::atomic<int64_t>[]>(stages_.size());
 }
 
 void Program::embed(Operand out, std::shared_ptr<PackedTensor> table) {
@@ -419,14 +419,6 @@ std::vector<uint8_t*> Program::lay_out(const BatchView& batch) {
   return memory;
 }
 
-void Program::run_stage(size_t stage, const Step& step) {
-  const int64_t items = stages_[stage].front()->num_items(step);
-  for (int64_t item = counters_[stage]++; item < items; item = counters_[stage]++) {
-    for (const auto& instruction : stages_[stage]) instruction->run(step, item);
-  }
-  pool_->barrier();
-}
-
 void Program::set_progress(const BatchView& batch, StateCache* states) const {
   if (state_specs_.empty()) return;
   for (int64_t s = 0; s < batch.num_seqs; ++s) {
@@ -435,34 +427,72 @@ void Program::set_progress(const BatchView& batch, StateCache* states) const {
   }
 }
 
-Outputs Program::run(const BatchView& batch, const KVCache& cache, StateCache* states) {
+// One pass through a program's stages, by all threads of its pool.
+//
+// A stage of one item is computed by the thread that finds it first: the last to finish the stage before, while the
+// others wait. So few rows, whose small ops have one item each, take a barrier per large op only.
+class Program::Pass {
+ public:
+  // `times` may be null.
+  Pass(const Program& program, const Step& step, StageTimes* times) : program_(program), step_(step), times_(times) {}
+
+  void run() {
+    started_ = Clock::now();
+    go_to(0);
+    if (stage_ < program_.stages_.size()) program_.pool_->run([this](int thread) { work(thread); });
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  void work(int thread) {
+    while (stage_ < program_.stages_.size()) {
+      for (int64_t item = thread; item < num_items_; item = next_item_++) run_item(item);
+      program_.pool_->barrier([this] {
+        take_time();
+        go_to(stage_ + 1);
+      });
+    }
+  }
+
+  // Sets the stage that all threads compute next, and computes those before it. One thread at a time.
+  void go_to(size_t stage) {
+    for (stage_ = stage; stage_ < program_.stages_.size(); ++stage_) {
+      num_items_ = program_.stages_[stage_].front()->num_items(step_);
+      if (num_items_ > 1) break;
+      if (num_items_ == 1) run_item(0);
+      take_time();
+    }
+    next_item_.store(program_.pool_->size(), std::memory_order_relaxed);
+  }
+
+  void run_item(int64_t item) const {
+    for (const auto& instruction : program_.stages_[stage_]) instruction->run(step_, item);
+  }
+
+  void take_time() {
+    if (!times_) return;
+    std::string name;
+    for (const auto& instruction : program_.stages_[stage_]) name += (name.empty() ? "" : " + ") + instruction->name();
+    const Clock::time_point now = Clock::now();
+    times_->emplace_back(name, std::chrono::duration<double>(now - started_).count());
+    started_ = now;
+  }
+
+  const Program& program_;
+  const Step& step_;
+  StageTimes* times_;
+  Clock::time_point started_;
+  size_t stage_ = 0;
+  int64_t num_items_ = 0;
+  alignas(64) std::atomic<int64_t> next_item_{0};  // thread t begins with item t
+};
+
+Outputs Program::run(const BatchView& batch, const KVCache& cache, StateCache* states, StageTimes* times) {
   const Step step(*this, batch, cache, states, lay_out(batch));
-  for (size_t i = 0; i < stages_.size(); ++i) counters_[i].store(0, std::memory_order_relaxed);
-  pool_->run([&](int) {
-    for (size_t i = 0; i < stages_.size(); ++i) run_stage(i, step);
-  });
+  Pass(*this, step, times).run();
   set_progress(batch, states);
   return {step.matrix(logits_), hidden_.buffer < 0 ? Matrix{} : step.matrix(hidden_)};
-}
-
-std::vector<std::pair<std::string, double>> Program::profile(const BatchView& batch, const KVCache& cache,
-                                                             StateCache* states) {
-  const Step step(*this, batch, cache, states, lay_out(batch));
-  for (size_t i = 0; i < stages_.size(); ++i) counters_[i].store(0, std::memory_order_relaxed);
-  std::vector<std::pair<std::string, double>> times;
-  using Clock = std::chrono::steady_clock;
-  pool_->run([&](int thread) {
-    for (size_t i = 0; i < stages_.size(); ++i) {
-      const Clock::time_point start = Clock::now();
-      run_stage(i, step);
-      if (thread > 0) continue;
-      std::string name;
-      for (const auto& instruction : stages_[i]) name += (name.empty() ? "" : " + ") + instruction->name();
-      times.emplace_back(name, std::chrono::duration<double>(Clock::now() - start).count());
-    }
-  });
-  set_progress(batch, states);
-  return times;
 }
 
 }  // namespace jinn

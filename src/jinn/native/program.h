@@ -1,13 +1,13 @@
 // A recorded model: a list of instructions over planned buffers.
 //
 // Two sizes stay open until a step: the tokens of the batch, and the rows whose logits are wanted. All instructions run
-// in one parallel region, stage by stage with a barrier between. A stage is one instruction, or several row-wise ones:
-// threads claim items from a shared counter, and run the stage's instructions in order on each.
+// in one parallel region, stage by stage. A stage is one instruction, or several row-wise ones: threads claim items from
+// a shared counter, run the stage's instructions in order on each, and meet at a barrier.
 #pragma once
 
-#include <atomic>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "batch.h"
@@ -38,6 +38,9 @@ class Instruction {
   // The buffer whose rows are computed each by itself, 16 to an item; -1 for other instructions.
   virtual int row_buffer() const { return -1; }
 };
+
+// Name and seconds of each stage of a run, from the end of the one before.
+using StageTimes = std::vector<std::pair<std::string, double>>;
 
 // What a run leaves for its caller.
 struct Outputs {
@@ -96,10 +99,9 @@ class Program {
   void set_logits(Operand logits) { logits_ = logits; }
   void set_hidden(Operand hidden) { hidden_ = hidden; }
 
-  // Runs the batch; what it computes stays valid until the next run. `states` may be null where no layer keeps any.
-  Outputs run(const BatchView& batch, const KVCache& cache, StateCache* states);
-  // Names and seconds of each stage of one run, as thread 0 sees it.
-  std::vector<std::pair<std::string, double>> profile(const BatchView& batch, const KVCache& cache, StateCache* states);
+  // Runs the batch; what it computes stays valid until the next run. `states` may be null where no layer keeps any,
+  // and `times` where nobody asks.
+  Outputs run(const BatchView& batch, const KVCache& cache, StateCache* states, StageTimes* times = nullptr);
 
   // What each layer with states keeps; empty for most models.
   const std::vector<StateSpec>& state_specs() const { return state_specs_; }
@@ -111,6 +113,7 @@ class Program {
 
  private:
   friend class Step;
+  class Pass;
   struct Buffer {
     Rows rows;
     int64_t row_bytes;
@@ -119,7 +122,6 @@ class Program {
 
   void append(std::unique_ptr<Instruction> instruction);
   void use_states(int layer, const StateSpec& spec);
-  void run_stage(size_t stage, const Step& step);
   void set_progress(const BatchView& batch, StateCache* states) const;
   std::vector<uint8_t*> lay_out(const BatchView& batch);
   Rows rows_of(const Operand& operand) const { return buffers_[static_cast<size_t>(operand.buffer)].rows; }
@@ -128,7 +130,6 @@ class Program {
   const Kernels& kernels_;
   std::vector<Buffer> buffers_;
   std::vector<std::vector<std::unique_ptr<Instruction>>> stages_;
-  std::unique_ptr<std::atomic<int64_t>[]> counters_;
   Operand logits_, hidden_;
   std::vector<StateSpec> state_specs_;
   int64_t hidden_cols_ = 0;

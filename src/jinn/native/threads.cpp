@@ -120,15 +120,4 @@ void ThreadPool::for_each(int64_t count, const std::function<void(int64_t)>& tas
   if (error) std::rethrow_exception(error);
 }
 
-void ThreadPool::barrier() {
-  const uint32_t phase = phase_.load(std::memory_order_relaxed);
-  if (num_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_threads_) {
-    num_arrived_.store(0, std::memory_order_relaxed);
-    phase_.fetch_add(1, std::memory_order_release);
-    phase_.notify_all();
-  } else {
-    wait_for_change(phase_, phase);
-  }
-}
-
 }  // namespace jinn
