@@ -105,18 +105,22 @@ void copy_row(const Activations& from, int64_t row, const Activations& to, int64
 }
 
 // Copies each token's activations to its places.
-class Gather : public PlaceWise {
+class Gather : public RowWise {
  public:
   Gather(int places, int input, ActivationType type, int64_t cols, int out)
-      : PlaceWise(places), input_(input), type_(type), cols_(cols), out_(out) {}
+      : RowWise(input), places_(places), type_(type), cols_(cols), out_(out) {}
   std::string name() const override { return "gather"; }
-  void at(const Step& step, const Places& places, int64_t place) const override {
-    const Activations from{step.buffer(input_), step.row_bytes(input_), cols_, type_};
-    copy_row(from, places.token_at()[place], PlaceRows(step, out_, places).activations(type_, cols_), place);
+  void rows(const Step& step, int64_t first, int64_t last) const override {
+    const Places places = places_of(step, places_);
+    const Activations from{step.buffer(buffer_), step.row_bytes(buffer_), cols_, type_};
+    const Activations to = PlaceRows(step, out_, places).activations(type_, cols_);
+    for (int64_t choice = first * places.num_choices(); choice < last * places.num_choices(); ++choice) {
+      copy_row(from, choice / places.num_choices(), to, places.place_of()[choice]);
+    }
   }
 
  private:
-  int input_;
+  int places_;
   ActivationType type_;
   int64_t cols_;
   int out_;

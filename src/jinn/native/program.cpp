@@ -311,9 +311,9 @@ void Program::append(std::unique_ptr<Instruction> instruction) {
   const int rows = instruction->row_buffer();
   if (!stage.empty()) {
     const int first = stage.front()->row_buffer();
-    expect(rows >= 0 && first >= 0 &&
-               buffers_[static_cast<size_t>(rows)].rows == buffers_[static_cast<size_t>(first)].rows,
-           "[program] a stage of several instructions must be row-wise on one kind of rows");
+    expect((rows < 0) == (first < 0) &&
+               (rows < 0 || buffers_[static_cast<size_t>(rows)].rows == buffers_[static_cast<size_t>(first)].rows),
+           "[program] expected a stage's instructions all row-wise on one kind of rows, or none");
   }
   stage.push_back(std::move(instruction));
 }
@@ -458,7 +458,7 @@ class Program::Pass {
   // Sets the stage that all threads compute next, and computes those before it. One thread at a time.
   void go_to(size_t stage) {
     for (stage_ = stage; stage_ < program_.stages_.size(); ++stage_) {
-      num_items_ = program_.stages_[stage_].front()->num_items(step_);
+      num_items_ = count_items(program_.stages_[stage_]);
       if (num_items_ > 1) break;
       if (num_items_ == 1) run_item(0);
       take_time();
@@ -466,14 +466,35 @@ class Program::Pass {
     next_item_.store(program_.pool_->size(), std::memory_order_relaxed);
   }
 
-  void run_item(int64_t item) const {
-    for (const auto& instruction : program_.stages_[stage_]) instruction->run(step_, item);
+  int64_t count_items(const Stage& stage) const {
+    if (is_chain(stage)) return stage.front()->num_items(step_);
+    int64_t items = 0;
+    for (const auto& instruction : stage) items += instruction->num_items(step_);
+    return items;
   }
+
+  void run_item(int64_t item) const {
+    const Stage& stage = program_.stages_[stage_];
+    if (is_chain(stage)) {
+      for (const auto& instruction : stage) instruction->run(step_, item);
+      return;
+    }
+    for (const auto& instruction : stage) {
+      const int64_t items = instruction->num_items(step_);
+      if (item < items) return instruction->run(step_, item);
+      item -= items;
+    }
+  }
+
+  static bool is_chain(const Stage& stage) { return stage.front()->row_buffer() >= 0; }
 
   void take_time() {
     if (!times_) return;
     std::string name;
-    for (const auto& instruction : program_.stages_[stage_]) name += (name.empty() ? "" : " + ") + instruction->name();
+    const Stage& stage = program_.stages_[stage_];
+    for (const auto& instruction : stage) {
+      name += (name.empty() ? "" : is_chain(stage) ? " + " : " | ") + instruction->name();
+    }
     const Clock::time_point now = Clock::now();
     times_->emplace_back(name, std::chrono::duration<double>(now - started_).count());
     started_ = now;

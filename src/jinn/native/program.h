@@ -1,8 +1,9 @@
 // A recorded model: a list of instructions over planned buffers.
 //
 // Two sizes stay open until a step: the tokens of the batch, and the rows whose logits are wanted. All instructions run
-// in one parallel region, stage by stage. A stage is one instruction, or several row-wise ones: threads claim items from
-// a shared counter, run the stage's instructions in order on each, and meet at a barrier.
+// in one parallel region, stage by stage: threads claim a stage's items from a shared counter, and meet at a barrier. A
+// stage is either row-wise instructions, whose items are rows that each instruction is run on in turn, or others that
+// need nothing of each other, whose items follow each other.
 #pragma once
 
 #include <memory>
@@ -114,6 +115,7 @@ class Program {
  private:
   friend class Step;
   class Pass;
+  using Stage = std::vector<std::unique_ptr<Instruction>>;
   struct Buffer {
     Rows rows;
     int64_t row_bytes;
@@ -129,7 +131,7 @@ class Program {
   std::shared_ptr<ThreadPool> pool_;
   const Kernels& kernels_;
   std::vector<Buffer> buffers_;
-  std::vector<std::vector<std::unique_ptr<Instruction>>> stages_;
+  std::vector<Stage> stages_;
   Operand logits_, hidden_;
   std::vector<StateSpec> state_specs_;
   int64_t hidden_cols_ = 0;

@@ -6,9 +6,11 @@ and `compile_program` gives buffers their places and hands everything to C++. No
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field, replace
+from enum import IntEnum
+from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,7 @@ FLOAT_FORMATS = ("F32", "F16", "BF16")
 NO_BIAS = np.empty(0, np.float32)
 ROW_WISE = {
     "embed", "given_hidden", "quantize", "add", "silu_mul", "sigmoid_mul", "rms_norm", "rope_table", "rope",
-    "split_heads", "join_heads", "store_kv", "route", "combine", "select_rows",
+    "split_heads", "join_heads", "store_kv", "route", "gather", "combine", "select_rows",
 }  # fmt: skip
 
 
@@ -340,13 +342,15 @@ def record_predict(model: Model, parameters: Any, activations: str) -> Recording
 def fuse(recording: Recording) -> Recording:
     """An add of a linear's only use moves into the linear, which then adds before it stores: the same sum.
 
-    The add's other input must be there by then.
+    The add's other input must be there by then. Not the sum of a mixture's experts: a shared expert's linear
+    runs beside them.
     """
     instructions = recording.instructions
     uses = Counter(value.buffer for ins in instructions for value in ins.inputs)
     uses.update(value.buffer for value in recording.outputs)
     producers = {out: index for index, ins in enumerate(instructions) for out in ins.outputs}
     last_write = {out.buffer: index for out, index in producers.items()}
+    mixed = {out.buffer for ins in instructions if ins.name == "combine" for out in ins.outputs}
     replaced: dict[Instruction, Instruction | None] = {}
     for add in instructions:
         if add.name != "add":
@@ -354,6 +358,8 @@ def fuse(recording: Recording) -> Recording:
         residual, addend = add.inputs
         index = producers.get(addend)
         if index is None or uses[addend.buffer] > 1 or last_write[residual.buffer] >= index:
+            continue
+        if residual.buffer in mixed:
             continue
         linear = instructions[index]
         if linear.name == "linear" and len(linear.outputs) == 1:
@@ -363,22 +369,89 @@ def fuse(recording: Recording) -> Recording:
     return replace(recording, instructions=[ins for ins in fused if ins is not None])
 
 
-def stages(instructions: Sequence[Instruction]) -> list[list[Instruction]]:
-    """Runs of instructions that need no barrier between them.
+class Kind(IntEnum):
+    """What may share a stage. Where several kinds are ready, the lowest goes first."""
 
-    Row-wise instructions on the same kind of rows run one after another on a few rows at a time; anything
-    else has a stage to itself.
-    """
+    TOKEN_ROWS = 0  # row-wise: one after another on a few rows at a time
+    LOGIT_ROWS = 1  # the same on the rows whose logits are wanted
+    WHOLE = 2  # little work, in one piece
+    PIECES = 3  # much work, in pieces that may be computed in any order
+
+
+def stages(instructions: Sequence[Instruction]) -> list[list[Instruction]]:
+    """Instructions of one kind that need no barrier between them, each as early as may be."""
+    followers, num_needed = _dependencies(instructions)
+    ready: dict[Kind, list[int]] = {kind: [] for kind in Kind}
+
+    def add(index: int) -> None:
+        heappush(ready[_kind(instructions[index])], index)
+
+    def finish(index: int) -> None:
+        for follower in followers[index]:
+            num_needed[follower] -= 1
+            if not num_needed[follower]:
+                add(follower)
+
+    for index in [index for index, count in enumerate(num_needed) if not count]:
+        add(index)
     runs: list[list[Instruction]] = []
-    last_kind = None
-    for instruction in instructions:
-        is_logits = (instruction.outputs or instruction.inputs)[0].buffer.is_logits
-        kind = is_logits if instruction.name in ROW_WISE else None
-        if kind is None or kind != last_kind:
-            runs.append([])
-        runs[-1].append(instruction)
-        last_kind = kind
+    while kinds := [kind for kind in Kind if ready[kind]]:
+        kind, run = kinds[0], []
+        if kind in (Kind.TOKEN_ROWS, Kind.LOGIT_ROWS):
+            while ready[kind]:  # what one finishes may go on in the same stage
+                run.append(heappop(ready[kind]))
+                finish(run[-1])
+        else:
+            run, ready[kind] = sorted(ready[kind]), []
+            for index in run:
+                finish(index)
+        runs.append([instructions[index] for index in run])
     return runs
+
+
+def _kind(instruction: Instruction) -> Kind:
+    if instruction.name in ROW_WISE:
+        is_logits = (instruction.outputs or instruction.inputs)[0].buffer.is_logits
+        return Kind.LOGIT_ROWS if is_logits else Kind.TOKEN_ROWS
+    return Kind.WHOLE if instruction.name == "group_rows" else Kind.PIECES
+
+
+def _dependencies(instructions: Sequence[Instruction]) -> tuple[list[list[int]], list[int]]:
+    """Of each instruction: which later ones wait for it, and how many earlier ones it waits for.
+
+    It waits for what wrote the columns it reads, and for what wrote or read those it writes.
+    """
+    followers: list[list[int]] = [[] for _ in instructions]
+    num_needed: list[int] = []
+    written: defaultdict[Buffer, list[tuple[SymbolicValue, int]]] = defaultdict(list)
+    read: defaultdict[Buffer, list[tuple[SymbolicValue, int]]] = defaultdict(list)
+    stored: dict[int, int] = {}  # what stores each layer's keys and values, which attention reads
+    for index, ins in enumerate(instructions):
+        needed = {i for value in ins.inputs for i in _touching(written, value)}
+        for value in ins.outputs:
+            needed.update(_touching(written, value), _touching(read, value))
+        if ins.name == "attention":
+            needed.add(stored[ins.attributes["layer"]])
+        elif ins.name == "store_kv":
+            stored[ins.attributes["layer"]] = index
+        for value in ins.inputs:
+            read[value.buffer].append((value, index))
+        for value in ins.outputs:
+            written[value.buffer].append((value, index))
+        for i in needed:
+            followers[i].append(index)
+        num_needed.append(len(needed))
+    return followers, num_needed
+
+
+def _touching(accesses: dict[Buffer, list[tuple[SymbolicValue, int]]], value: SymbolicValue) -> list[int]:
+    """The instructions whose access is to some of the value's columns."""
+    first, end = value.first_col, value.first_col + value.cols
+    return [
+        index
+        for other, index in accesses.get(value.buffer, ())
+        if other.first_col < end and first < other.first_col + other.cols
+    ]
 
 
 def plan_slots(recording: Recording) -> dict[Buffer, int]:
