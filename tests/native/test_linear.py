@@ -183,6 +183,20 @@ def test_amx_and_avx512_give_the_same_bits(name, activations):
     assert_same_bits(amx, avx512)
 
 
+@pytest.mark.parametrize("cols", [576, 33])
+def test_amx_and_avx512_give_the_same_bits_of_bf16(cols):
+    """Numbers of all sizes, so that some products and sums are below the smallest normal number."""
+    if not {"amx", "avx512"} <= set(ISAS):
+        pytest.skip("this machine has no AMX")
+    rng = np.random.default_rng(7)
+    scales = np.exp2(rng.integers(-75, 0, (65, cols)))
+    node = parameter(pack((weight_values(40, cols) * scales[:40]).astype(np.float32), "BF16"))
+    x = (random_values(65, cols) * scales).astype(np.float32)
+    for count in (1, 3, 16, 40, 65):
+        amx, avx512 = (run_op(linear(node), x[:count], isa=isa)[0] for isa in ("amx", "avx512"))
+        assert_same_bits(amx, avx512)
+
+
 @BY_ISA
 @pytest.mark.parametrize("name", INTEGER_FORMATS)
 @pytest.mark.parametrize("activations", ["int12", "int8"])

@@ -1,9 +1,10 @@
 // y = x W^T with float activations: weights are widened to float32 in registers, or multiplied as bfloat16 pairs.
 //
-// Each output has kParts partial sums, column c in part c % kParts (bfloat16: word w in part w % 2); they are added in
-// one fixed order at the end, whatever is computed beside it.
+// Each output has kParts partial sums, column c in part c % kParts; they are added in one fixed order at the end,
+// whatever is computed beside it. The order of bfloat16 pairs is that of bf16_products.h.
 #include <type_traits>
 
+#include "bf16_products.h"
 #include "block_codes.h"
 #include "kernels.h"
 #include "linear_store.h"
@@ -99,36 +100,134 @@ void tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) 
   }
 }
 
-struct Bf16Pairs {};
-
-template <int R>
-void bf16_tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) {
-  const Tile tile(*piece.weight, tile_index);
+// Rows first .. first + Rows - 1 widened, [columns][Rows], padded to whole words.
+template <int Rows>
+void widen_rows(const LinearPiece& piece, int64_t first, float* panel) {
   const int64_t num_words = (piece.weight->cols() + 1) / 2;
-  f32x16 y[R][2] = {};
-  for (int64_t w = 0; w < num_words; ++w) {
-    const u32x16 word = tile.word(w);
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-      uint32_t x;
-      std::memcpy(&x, piece.input.row(first_row + r) + 4 * w, 4);
-      if (w % 2 == 0) {
-        y[r][0] = dot_bf16(y[r][0], word, x);
-      } else {
-        y[r][1] = dot_bf16(y[r][1], word, x);
+  for (int r = 0; r < Rows; ++r) {
+    const uint16_t* x = reinterpret_cast<const uint16_t*>(piece.input.row(first + r));
+    for (int64_t col = 0; col < 2 * num_words; ++col) panel[col * Rows + r] = bf16_to_float(x[col]);
+  }
+}
+
+template <int Rows>
+void bf16_tile_rows(const LinearPiece& piece, int64_t tile, int64_t first_row, const float* panel) {
+  const uint8_t* words = piece.weight->tile(tile);
+  const int64_t num_words = (piece.weight->cols() + 1) / 2;
+  f32x16 y[Rows] = {};
+  for (int64_t w = 0; w < num_words; w += kStepWords) {
+    const int count = static_cast<int>(num_words - w < kStepWords ? num_words - w : kStepWords);
+    add_step<Rows, 1>(panel + 2 * w * Rows, words + 64 * w, 64, count, y);
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < Rows; ++r) store_tile(piece, tile, first_row + r, y[r]);
+}
+
+// Calls f(number of rows, first row) for panels of 12 rows and then smaller ones.
+template <class F>
+void for_each_panel(int64_t row, int64_t last, F f) {
+  for (; row + 12 <= last; row += 12) f(std::integral_constant<int, 12>(), row);
+  for (; row + 8 <= last; row += 8) f(std::integral_constant<int, 8>(), row);
+  for (; row + 4 <= last; row += 4) f(std::integral_constant<int, 4>(), row);
+  for (; row + 2 <= last; row += 2) f(std::integral_constant<int, 2>(), row);
+  for (; row < last; ++row) f(std::integral_constant<int, 1>(), row);
+}
+
+// Few enough rows that their panels stay in the second level of cache while all tiles pass.
+void bf16_rows(const LinearPiece& piece, int64_t first_row, int64_t last_row) {
+  static thread_local Scratch<float> scratch;
+  const int64_t row_floats = (piece.weight->cols() + 1) / 2 * 2;
+  float* panels = scratch.of((last_row - first_row) * row_floats);
+  const auto panel_at = [&](int64_t row) { return panels + (row - first_row) * row_floats; };
+  for_each_panel(first_row, last_row, [&](auto rows, int64_t row) { widen_rows<rows>(piece, row, panel_at(row)); });
+  for (int64_t tile = piece.first_tile; tile < piece.last_tile; ++tile) {
+    for_each_panel(first_row, last_row,
+                   [&](auto rows, int64_t row) { bf16_tile_rows<rows>(piece, tile, row, panel_at(row)); });
+  }
+}
+
+#if defined(JINN_AMX)
+constexpr int kAmxFewestRows = 5;  // fewer are as fast without
+
+// 16 rows each at two places by two tiles of weights.
+void amx_sums(const uint8_t* const rows[2], int64_t stride, const uint8_t* const tiles[2], int64_t num_steps,
+              float (*sums)[2][kLanes * kLanes]) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t step = 0; step < num_steps; ++step) {
+    _tile_loadd(4, rows[0] + 64 * step, stride);
+    _tile_loadd(6, tiles[0] + kTileBytes * step, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, tiles[1] + kTileBytes * step, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, rows[1] + 64 * step, stride);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, sums[0][0], 64);
+  _tile_stored(1, sums[0][1], 64);
+  _tile_stored(2, sums[1][0], 64);
+  _tile_stored(3, sums[1][1], 64);
+}
+
+// The 16 rows from `row` on; those past the piece's last are read from a copy padded with zeros.
+const uint8_t* whole_rows(const LinearPiece& piece, int64_t row) {
+  const uint8_t* rows = piece.input.row(row);
+  const int64_t stride = piece.input.stride, count = piece.last_row - row;
+  if (count >= kAmxRows) return rows;
+  static thread_local Scratch<uint8_t> scratch;
+  uint8_t* copy = scratch.of(kAmxRows * stride);
+  std::memset(copy, 0, static_cast<size_t>(kAmxRows * stride));
+  for (int64_t r = 0; r < count; ++r) {
+    std::memcpy(copy + r * stride, rows + r * stride, static_cast<size_t>(2 * piece.weight->cols()));
+  }
+  finish_stores(copy);
+  return copy;
+}
+
+// 32 rows, as far as there are any, by tiles first_tile .. last_tile - 1.
+void amx_rows(const LinearPiece& piece, int64_t first_row, int64_t first_tile, int64_t last_tile) {
+  const int64_t left = piece.last_row - first_row, count = left < 2 * kAmxRows ? left : 2 * kAmxRows;
+  const uint8_t* first = whole_rows(piece, first_row);
+  // Where a pair lacks its second half, in rows or in tiles, the first is computed twice.
+  const uint8_t* rows[2] = {first, count > kAmxRows ? whole_rows(piece, first_row + kAmxRows) : first};
+  alignas(64) float sums[2][2][kLanes * kLanes];
+  for (int64_t tile = first_tile; tile < last_tile; tile += 2) {
+    const int num_tiles = last_tile - tile < 2 ? 1 : 2;
+    const uint8_t* tiles[2] = {piece.weight->tile(tile), piece.weight->tile(tile + num_tiles - 1)};
+    amx_sums(rows, piece.input.stride, tiles, piece.weight->cols() / kStepCols, sums);
+    for (int r = 0; r < count; ++r) {
+      for (int t = 0; t < num_tiles; ++t) {
+        store_tile(piece, tile + t, first_row + r, load(sums[r / kAmxRows][t] + r % kAmxRows * kLanes));
       }
     }
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) store_tile(piece, tile_index, first_row + r, y[r][0] + y[r][1]);
 }
 
-template <class Widen, int R>
-void rows(const LinearPiece& piece, int64_t tile, int64_t row) {
-  if constexpr (std::is_same_v<Widen, Bf16Pairs>) {
-    bf16_tile_rows<R>(piece, tile, row);
-  } else {
-    tile_rows<Widen, R>(piece, tile, row);
+void bf16_amx(const LinearPiece& piece) {
+  constexpr int64_t kBlockBytes = 512 * 1024;  // of weights that stay in the second level of cache while all rows pass
+  const WholeTiles whole_tiles;
+  const int64_t fitting = kBlockBytes / static_cast<int64_t>(piece.weight->layout().bytes) / 2 * 2;
+  const int64_t at_once = fitting < 2 ? 2 : fitting;
+  for (int64_t tile = piece.first_tile; tile < piece.last_tile; tile += at_once) {
+    const int64_t last_tile = tile + at_once < piece.last_tile ? tile + at_once : piece.last_tile;
+    for (int64_t row = piece.first_row; row < piece.last_row; row += 2 * kAmxRows) {
+      amx_rows(piece, row, tile, last_tile);
+    }
+  }
+}
+#endif
+
+void linear_bf16(const LinearPiece& piece) {
+#if defined(JINN_AMX)
+  const bool is_whole = piece.weight->cols() % kStepCols == 0;
+  if (is_whole && piece.last_row - piece.first_row >= kAmxFewestRows) return bf16_amx(piece);
+#endif
+  constexpr int64_t kRowsAtOnce = 48;
+  for (int64_t row = piece.first_row; row < piece.last_row; row += kRowsAtOnce) {
+    bf16_rows(piece, row, row + kRowsAtOnce < piece.last_row ? row + kRowsAtOnce : piece.last_row);
   }
 }
 
@@ -136,15 +235,18 @@ template <class Widen>
 void piece_of(const LinearPiece& piece) {
   for (int64_t tile = piece.first_tile; tile < piece.last_tile; ++tile) {
     int64_t row = piece.first_row;
-    for (; row + 4 <= piece.last_row; row += 4) rows<Widen, 4>(piece, tile, row);
-    for (; row < piece.last_row; ++row) rows<Widen, 1>(piece, tile, row);
+    for (; row + 4 <= piece.last_row; row += 4) tile_rows<Widen, 4>(piece, tile, row);
+    for (; row < piece.last_row; ++row) tile_rows<Widen, 1>(piece, tile, row);
   }
 }
 
 }  // namespace
 
 void linear_float(const LinearPiece& piece) {
-  if (piece.input.type == ActivationType::BF16) return piece_of<Bf16Pairs>(piece);
+  if (piece.input.type == ActivationType::BF16) {
+    const FlushToZero flush;
+    return linear_bf16(piece);
+  }
   switch (piece.weight->format()) {
     case Format::F32:
       return piece_of<WidenF32>(piece);

@@ -14,6 +14,7 @@ namespace jinn {
 namespace {
 
 constexpr int64_t kLinearRows = 64;       // rows of a linear that one claim covers
+constexpr int64_t kFloatRows = 256;       // the same of inputs in floats, which need more rows per weight that is read
 constexpr int64_t kAttentionTokens = 16;  // query tokens that one claim covers
 constexpr int64_t kAttentionHeads = 16;   // query heads of one key/value head that one claim covers
 
@@ -193,12 +194,12 @@ class Linear : public Instruction {
 
   void run(const Step& step, int64_t item) const override {
     const int64_t block = item / row_blocks(step), rows = step.num_rows(input_);
-    const int64_t first_row = item % row_blocks(step) * kLinearRows;
+    const int64_t first_row = item % row_blocks(step) * claim_rows();
     int64_t first = block * tiles_per_item(step), last = std::min(num_tiles_, first + tiles_per_item(step));
     for (size_t w = 0; w < weights_.size() && first < last; ++w) {
       const int64_t tiles = weights_[w]->num_tiles();
       if (first < tiles) {
-        tiles_of(step, w, first, std::min(last, tiles), first_row, std::min(rows, first_row + kLinearRows));
+        tiles_of(step, w, first, std::min(last, tiles), first_row, std::min(rows, first_row + claim_rows()));
         first = tiles;
       }
       first -= tiles;
@@ -207,7 +208,10 @@ class Linear : public Instruction {
   }
 
  private:
-  int64_t row_blocks(const Step& step) const { return ceil_div(step.num_rows(input_), kLinearRows); }
+  int64_t claim_rows() const {
+    return type_ == ActivationType::BF16 || type_ == ActivationType::F32 ? kFloatRows : kLinearRows;
+  }
+  int64_t row_blocks(const Step& step) const { return ceil_div(step.num_rows(input_), claim_rows()); }
   int64_t tiles_per_item(const Step& step) const {
     const int64_t claims =
         std::max<int64_t>(1, kClaimsPerThread * step.num_threads() / std::max<int64_t>(1, row_blocks(step)));

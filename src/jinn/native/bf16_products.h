@@ -1,0 +1,100 @@
+// Sums of products of bfloat16 pairs, in the order in which AMX's tdpbf16ps takes them.
+//
+// Columns come in steps of 32. A step's even columns are a chain of fused multiply-adds that starts at zero, its odd
+// columns another; both are added together, and then to the result. Numbers below the smallest normal one count as
+// zero, so vector code that shall have the same bits holds a FlushToZero. Where float32 numbers meet bfloat16 ones,
+// they are taken apart into terms that are bfloat16 numbers, each multiplied by itself, step by step.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+
+#include "kernels.h"
+#include "vec.h"
+
+#if defined(JINN_AVX512)
+#include <xmmintrin.h>
+#endif
+#if defined(JINN_AMX)
+#include "linear_amx.h"
+#endif
+
+namespace jinn::JINN_ISA {
+
+constexpr int kStepWords = 16;  // words of a step, two columns each
+constexpr int kStepCols = 2 * kStepWords;
+
+#if defined(JINN_AVX512)
+class FlushToZero {
+ public:
+  FlushToZero() { _mm_setcsr(control_ | kFlush | kDenormalsAreZero); }
+  ~FlushToZero() { _mm_setcsr(control_); }
+  FlushToZero(const FlushToZero&) = delete;
+
+ private:
+  static constexpr unsigned kFlush = 0x8000, kDenormalsAreZero = 0x40;
+  unsigned control_ = _mm_getcsr();
+};
+#else
+struct FlushToZero {
+  FlushToZero() {}  // no other path has the bits of AMX
+};
+#endif
+
+// Memory of a thread that grows to what its largest piece needs.
+template <class Number>
+class Scratch {
+ public:
+  Number* of(int64_t count) {
+    if (count > size_) {
+      const size_t bytes = (static_cast<size_t>(count) * sizeof(Number) + 63) / 64 * 64;
+      data_.reset(static_cast<Number*>(std::aligned_alloc(64, bytes)));
+      if (!data_) throw std::bad_alloc();
+      size_ = count;
+    }
+    return data_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(Number* data) const { std::free(data); }
+  };
+  std::unique_ptr<Number, Free> data_;
+  int64_t size_ = 0;
+};
+
+// Adds a step, or the `num_words` words that are left of one, to one vector of Rows rows. Word w is at
+// words + w * stride. A panel holds [columns][Rows][Terms], so that its reader goes straight on.
+template <int Rows, int Terms>
+JINN_INLINE void add_step(const float* panel, const uint8_t* words, int64_t stride, int num_words, f32x16* y) {
+  constexpr int kChains = Rows * Terms;
+  f32x16 even[kChains] = {}, odd[kChains] = {};
+  for (int w = 0; w < num_words; ++w, words += stride, panel += 2 * kChains) {
+    const u32x16 word = load_as<u32x16>(words);
+    const f32x16 low = bf16_low(word), high = bf16_high(word);
+#pragma GCC unroll 12
+    for (int i = 0; i < kChains; ++i) even[i] = fma(low, set1(panel[i]), even[i]);
+#pragma GCC unroll 12
+    for (int i = 0; i < kChains; ++i) odd[i] = fma(high, set1(panel[kChains + i]), odd[i]);
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < kChains; ++i) y[i / Terms] = y[i / Terms] + (even[i] + odd[i]);
+}
+
+#if defined(JINN_AMX)
+constexpr int kTileBytes = 1024;
+
+// All eight tiles whole: 16 rows of 64 bytes.
+class WholeTiles {
+ public:
+  WholeTiles() {
+    AmxConfig config;
+    for (int tile = 0; tile < 8; ++tile) config.row_bytes[tile] = 64, config.rows[tile] = 16;
+    config.load();
+  }
+  ~WholeTiles() { _tile_release(); }
+  WholeTiles(const WholeTiles&) = delete;
+};
+#endif
+
+}  // namespace jinn::JINN_ISA
