@@ -16,6 +16,7 @@ from jinn.engine.loading import load_parameters, load_runner
 from jinn.engine.reference_runner import load_tensors
 from jinn.models.parameters import NewFile
 from jinn.models.registry import model_of
+from jinn.models.sources import parameter_sources
 from jinn.weights.checkpoint import open_checkpoint
 from jinn.weights.errors import WeightsError
 from native.programs import POOLS
@@ -145,7 +146,9 @@ def test_blocks_of_a_gguf_file_of_before_are_taken_apart(saved, tmp_path):
     source = saved("deepseek_v3 for llama.cpp")
     path = gguf_of(source, tmp_path / "before.gguf", "Q8_0", is_old=True)
     with open_checkpoint(path) as checkpoint:
-        packed = load_parameters(model_of(checkpoint), checkpoint, POOLS[1], lambda loaded, total: None)
+        packed = load_parameters(
+            parameter_sources(model_of(checkpoint), checkpoint), POOLS[1], lambda loaded, total: None
+        )
     name = "model.layers.0.self_attn.k_b_proj.weight"
     reference = parameters_of(path)[name]
     assert packed[name].format == reference.format == "F32"

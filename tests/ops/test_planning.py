@@ -11,6 +11,7 @@ from jinn import _native
 from jinn.engine.loading import load_parameters
 from jinn.models.parameters import tree
 from jinn.models.registry import model_of
+from jinn.models.sources import parameter_sources
 from jinn.ops import native as native_ops
 from jinn.ops.native import (
     Buffer,
@@ -41,7 +42,9 @@ def recorded(tmp_path_factory):
     path = tiny_llama_gguf(tmp_path_factory.mktemp("planning") / "tiny.gguf", TINY, "Q4_1")
     with open_checkpoint(path) as checkpoint:
         model = model_of(checkpoint)
-        parameters = tree(load_parameters(model, checkpoint, POOLS[1], lambda loaded, total: None))
+        parameters = tree(
+            load_parameters(parameter_sources(model, checkpoint), POOLS[1], lambda loaded, total: None)
+        )
     return lambda activations: record(model, parameters, activations)
 
 
@@ -90,7 +93,9 @@ def test_a_plan_does_not_grow_with_the_layers(tmp_path):
         path = tiny_llama_gguf(tmp_path / f"{layers}.gguf", TinyLlama(num_hidden_layers=layers), "Q8_0")
         with open_checkpoint(path) as checkpoint:
             model = model_of(checkpoint)
-            parameters = load_parameters(model, checkpoint, POOLS[1], lambda loaded, total: None)
+            parameters = load_parameters(
+                parameter_sources(model, checkpoint), POOLS[1], lambda loaded, total: None
+            )
         recording = record(model, tree(parameters), "int8")
         numbers.append(len(set(plan_slots(fuse(recording)).values())))
     assert numbers[0] == numbers[1]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from jinn.engine.loading import check_tensors
 from jinn.models.fields import ConfigError
 from jinn.models.registry import model_of
+from jinn.models.sources import parameter_sources
 from jinn.weights.checkpoint import open_checkpoint
 from jinn.weights.convert import convert
 from jinn.weights.errors import WeightsError
@@ -209,7 +209,7 @@ def test_a_prediction_module_comes_along_where_gguf_has_a_place(tmp_path, varian
         assert after.keys() == plain
     assert all(np.abs(after[name] - before[name]).max() <= 1e-6 for name in after)
     with open_checkpoint(tmp_path / "model.gguf") as checkpoint:
-        check_tensors(model_of(checkpoint), checkpoint)
+        parameter_sources(model_of(checkpoint), checkpoint)
 
 
 @pytest.mark.parametrize("variant", NOT_IN_GGUF)

@@ -34,18 +34,18 @@ def inspect(
 
 def describe(path: Path) -> dict[str, Any]:
     """Family, shapes, parameters, tensors and memory. Raises WeightsError, ConfigError."""
-    from jinn.engine.loading import check_tensors
     from jinn.engine.memory import OVERHEAD_BYTES, available_memory, disk_speed, footprint
     from jinn.models.costs import costs
     from jinn.models.registry import model_of
+    from jinn.models.sources import parameter_sources
     from jinn.weights.checkpoint import open_checkpoint
 
     with open_checkpoint(path) as checkpoint:
         model = model_of(checkpoint)
-        check_tensors(model, checkpoint)
+        sources = parameter_sources(model, checkpoint)
         weights = sum(info.nbytes for info in checkpoint.tensors.values())
         cache, available = DEFAULTS["cache_memory"], available_memory()
-        needed = footprint(model, checkpoint)
+        needed = footprint(sources.values())
         return {
             "model": str(path),
             "family": model.family,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, partial
@@ -22,15 +22,15 @@ from jinn.engine.memory import available_memory, disk_speed, footprint
 from jinn.engine.runner import NativeRunner, Programs, Runner
 from jinn.models.generation import generation_defaults
 from jinn.models.model import Model
-from jinn.models.parameters import Node, Origin, ParameterSpec, tree
+from jinn.models.parameters import Node, tree
 from jinn.models.registry import model_of
+from jinn.models.sources import ParameterSource, parameter_sources
 from jinn.ops.native import Recording, compile_program, fuse, record, record_hidden, record_predict
-from jinn.ops.protocol import FloatArray
+from jinn.ops.protocol import IntArray
 from jinn.sizes import format_size
 from jinn.weights.checkpoint import Checkpoint, open_checkpoint
 from jinn.weights.errors import WeightsError
 from jinn.weights.packed import PackedFile, packed_key
-from jinn.weights.quantize import dequantize
 
 if TYPE_CHECKING:
     from jinn.text.tokenizer import Tokenizer
@@ -39,9 +39,6 @@ logger = logging.getLogger(__name__)
 
 _MAX_SLOTS_PER_SEQUENCE = 16  # recurrent states: its own and snapshots
 _SAMPLED_BYTES = 256  # of each end of a tensor
-# Tensors that repeat another or the config: a tied head, rotary frequencies.
-_DERIVED_TENSORS = ("lm_head.weight", "rotary_emb.inv_freq", "rope_freqs.weight")
-_ELEMENTS = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}  # formats without blocks
 
 Progress = Callable[[int, int], None]
 """Takes the bytes loaded so far, and all."""
@@ -53,10 +50,10 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, Model
         model = _model(checkpoint, config)
         pool = _native.ThreadPool(config.num_threads or _native.default_num_threads())
         kernels = _native.choose_kernels(env.isa() or "")
-        check_tensors(model, checkpoint)
-        folder, notes = _packed_folder(model, checkpoint, config)
-        with open_packed_file(model, checkpoint, folder) if folder else nullcontext() as packed_file:
-            parameters = load_parameters(model, checkpoint, pool, progress, packed_file)
+        sources = parameter_sources(model, checkpoint)
+        folder, notes = _packed_folder(sources, checkpoint, config)
+        with open_packed_file(sources, checkpoint, folder) if folder else nullcontext() as packed_file:
+            parameters = load_parameters(sources, pool, progress, packed_file)
         info = model_info(model, checkpoint, f"{kernels.name}-{config.activations}-{config.kv_cache_dtype}")
         info = replace(info, notes=(*info.notes, *notes))
 
@@ -66,12 +63,12 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, Model
 
 
 def _packed_folder(
-    model: Model, checkpoint: Checkpoint, config: EngineConfig
+    sources: Mapping[str, ParameterSource], checkpoint: Checkpoint, config: EngineConfig
 ) -> tuple[Path | None, tuple[str, ...]]:
     """Where to keep packed experts, and a note if that is because they do not fit into memory."""
     if config.packed_cache is not None:
         return Path(config.packed_cache), ()
-    needed, available = footprint(model, checkpoint), available_memory()
+    needed, available = footprint(sources.values()), available_memory()
     if not needed.experts or needed.fits(config.cache_memory, available):
         return None, ()
     folder = env.home() / "packed"
@@ -163,8 +160,7 @@ def _new_states(model: Model, num_slots: int, num_drafts: int) -> _native.StateC
 
 
 def load_parameters(
-    model: Model,
-    checkpoint: Checkpoint,
+    sources: Mapping[str, ParameterSource],
     pool: _native.ThreadPool,
     progress: Progress,
     packed_file: PackedFile | None = None,
@@ -173,166 +169,72 @@ def load_parameters(
 
     With a `packed_file` of `open_packed_file`, the experts of mixtures are left there.
     """
-    check_tensors(model, checkpoint)
-    specs, origins = model.parameters(), model.origins(checkpoint)
-    sizes = {name: origin_bytes(origin, checkpoint) for name, origin in origins.items()}
+    total = sum(source.nbytes for source in sources.values())
     loaded, parameters = 0, {}
-    for name, spec in specs.items():
-        if packed_file is None or not _is_expert(spec):
-            parameters[name] = _load(checkpoint, spec, origins[name], pool)
+    for name, source in sources.items():
+        if packed_file is None or not source.is_expert:
+            parameters[name] = _load(source, pool)
         else:
-            parameters[name] = _keep(checkpoint, name, spec, origins[name], pool, packed_file)
-        loaded += sizes[name]
-        progress(loaded, sum(sizes.values()))
+            parameters[name] = _keep(name, source, pool, packed_file)
+        loaded += source.nbytes
+        progress(loaded, total)
     if packed_file is not None:
         packed_file.finish()
     return parameters
 
 
-def open_packed_file(model: Model, checkpoint: Checkpoint, folder: Path) -> PackedFile:
+def open_packed_file(
+    sources: Mapping[str, ParameterSource], checkpoint: Checkpoint, folder: Path
+) -> PackedFile:
     """The file in `folder` that keeps the packed experts of this checkpoint as it is now."""
-    origins, stats = model.origins(checkpoint), map(os.stat, checkpoint.files)
     sizes = {
-        name: _native.packed_experts_nbytes(_packed_format(checkpoint, origins[name]), *spec.shape)
-        for name, spec in model.parameters().items()
-        if _is_expert(spec)
+        name: _native.packed_experts_nbytes(source.format.name, *source.spec.shape)
+        for name, source in sources.items()
+        if source.is_expert
     }
+    stats = map(os.stat, checkpoint.files)
     versions = [(status.st_size, status.st_mtime_ns, status.st_ino) for status in stats]
     return PackedFile(folder, packed_key(_native.layout_id, fingerprint(checkpoint, ""), versions), sizes)
 
 
-def _is_expert(spec: ParameterSpec) -> bool:
-    return spec.num_experts_per_tok is not None
-
-
-def _packed_format(checkpoint: Checkpoint, origin: Origin) -> str:
-    """That of the file, or float32 where its blocks would break."""
-    name = checkpoint.tensors[origin.names[0]].format.name
-    return "F32" if origin.moves_columns and name not in _ELEMENTS else name
-
-
-def _keep(
-    checkpoint: Checkpoint,
-    name: str,
-    spec: ParameterSpec,
-    origin: Origin,
-    pool: _native.ThreadPool,
-    packed_file: PackedFile,
-) -> Any:
+def _keep(name: str, source: ParameterSource, pool: _native.ThreadPool, packed_file: PackedFile) -> Any:
     """Experts that are read from the packed file, after they have been written to it where it is new."""
     place = str(packed_file.path), packed_file.offset(name)
     if not packed_file.is_whole:
-        _load(checkpoint, spec, origin, pool, place)
-    return _native.map_experts(place, _packed_format(checkpoint, origin), *spec.shape)
+        _load(source, pool, place)
+    return _native.map_experts(place, source.format.name, *source.spec.shape)
 
 
-def origin_bytes(origin: Origin, checkpoint: Checkpoint) -> int:
-    """Of all its tensors."""
-    return sum(checkpoint.tensors[name].nbytes for name in origin.names)
-
-
-def _load(
-    checkpoint: Checkpoint,
-    spec: ParameterSpec,
-    origin: Origin,
-    pool: _native.ThreadPool,
-    place: tuple[str, int] | None = None,
-) -> Any:
-    for name in origin.names:
-        checkpoint.check_finite(name)
-    if not spec.is_packed:
-        return read_float32(checkpoint, spec, origin)
-    packed = _pack(checkpoint, spec, origin, pool, place)
-    for name in origin.names:
-        checkpoint.release(name)
+def _load(source: ParameterSource, pool: _native.ThreadPool, place: tuple[str, int] | None = None) -> Any:
+    """A vector, a packed matrix, or one for each expert; these at a place in a file, if there is one."""
+    source.check()
+    if not source.spec.is_packed:
+        return source.read_float32()
+    *experts, rows, cols = source.spec.shape
+    matrices, row_order = _matrices(source)
+    packed: Any
+    if experts:
+        packed = _native.pack_experts(pool, matrices, source.format.name, rows, cols, row_order, place)
+    else:
+        packed = _native.pack(pool, matrices[0], source.format.name, rows, cols, row_order)
+    source.release()
     return packed
 
 
-def read_float32(checkpoint: Checkpoint, spec: ParameterSpec, origin: Origin) -> FloatArray:
-    """The parameter's numbers. Raises WeightsError where none stands for what the file has."""
-    infos = [checkpoint.tensors[name] for name in origin.names]
-    tensors = [dequantize(checkpoint.data(info.name), info.format, info.shape) for info in infos]
-    with np.errstate(all="ignore"):
-        values: FloatArray = origin.read(tensors, spec)
-    if origin.encoding is not None and not np.isfinite(values).all():
-        raise WeightsError(f"{checkpoint.path}: tensor {origin.name!r} has a number that means nothing there")
-    return values
-
-
-def read_moved_columns(
-    checkpoint: Checkpoint, spec: ParameterSpec, origin: Origin
-) -> tuple[npt.NDArray[Any], str]:
-    """The parameter's numbers in the file's format, or in float32 where that has blocks, which break."""
-    format_name = checkpoint.tensors[origin.name].format.name
-    if format_name not in _ELEMENTS:
-        return read_float32(checkpoint, spec, origin), "F32"
-    tensors = [checkpoint.data(name).view(_ELEMENTS[format_name]) for name in origin.names]
-    return origin.read(tensors, spec), format_name
-
-
-def _pack(
-    checkpoint: Checkpoint,
-    spec: ParameterSpec,
-    origin: Origin,
-    pool: _native.ThreadPool,
-    place: tuple[str, int] | None,
-) -> Any:
-    """A matrix, or one per expert; these at a place in a file, if there is one."""
-    formats = {checkpoint.tensors[name].format.name for name in origin.names}
-    if len(formats) > 1:
-        raise WeightsError(
-            f"{checkpoint.path}: tensors {origin.name!r} have types {sorted(formats)}, not one"
-        )
-    (format_name,) = formats
-    *experts, rows, cols = spec.shape
-    row_order = origin.rows
+def _matrices(source: ParameterSource) -> tuple[list[npt.NDArray[np.uint8]], IntArray | None]:
+    """The bytes of each matrix in `source.format`, and which of its rows to take (None: all, in order)."""
+    spec, origin, data = source.spec, source.origin, source.checkpoint.data
+    num_matrices = prod(spec.shape[:-2])
     if origin.moves_columns:
-        values, format_name = read_moved_columns(checkpoint, spec, origin)
-        sources, row_order = list(values.view(np.uint8).reshape(prod(experts), -1)), None
-    elif experts and origin.num_experts is None:
-        sources = list(checkpoint.data(origin.name).reshape(experts[0], -1))
-    else:
-        sources = [checkpoint.data(name) for name in origin.names]
-    if not experts:
-        (source,) = sources
-        if row_order is not None and len(row_order) < origin.shape_of(spec)[0]:  # it has others' rows too
-            source = source.reshape(origin.shape_of(spec)[0], -1)[row_order].reshape(-1)
-            row_order = None
-        return _native.pack(pool, source, format_name, rows, cols, row_order)
-    return _native.pack_experts(pool, sources, format_name, rows, cols, row_order, place)
-
-
-def check_tensors(model: Model, checkpoint: Checkpoint) -> None:
-    """Raise WeightsError for the first parameter that the checkpoint lacks, has in another shape or adds."""
-    specs, origins = model.parameters(), model.origins(checkpoint)
-    used: set[str] = set()
-    for parameter, spec in specs.items():
-        origin = origins[parameter]
-        shape = origin.shape_of(spec)
-        for name in origin.names:
-            info = checkpoint.tensors.get(name)
-            if info is None:
-                raise WeightsError(f"{checkpoint.path}: tensor {name!r} is missing")
-            if _without_leading_ones(info.shape) != _without_leading_ones(shape):
-                raise WeightsError(
-                    f"{checkpoint.path}: tensor {name!r} has shape {list(info.shape)}, not {list(shape)}"
-                )
-        used.update(origin.names)
-    for name in checkpoint.tensors:
-        if name not in used and not name.endswith(_DERIVED_TENSORS) and not model.ignores(name, checkpoint):
-            raise WeightsError(f"{checkpoint.path}: tensor {name!r} is none of the model's")
-    vocabulary = checkpoint.config_source.get("tokenizer.ggml.tokens", ())
-    rows = specs["model.embed_tokens.weight"].shape[0]
-    if len(vocabulary) > rows:
-        raise WeightsError(
-            f"{checkpoint.path}: the vocabulary has {len(vocabulary)} tokens, but the embedding {rows} rows"
-        )
-
-
-def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """GGUF writers may leave out axes of 1 at the front."""
-    first = next((i for i, size in enumerate(shape) if size > 1), len(shape) - 1)
-    return shape[first:]
+        return list(source.read().view(np.uint8).reshape(num_matrices, -1)), None
+    if origin.num_experts is not None:
+        return [data(info.name) for info in source.tensors], origin.rows
+    matrices = list(data(origin.name).reshape(num_matrices, -1))
+    num_stored_rows = origin.shape_of(spec)[-2]
+    if len(spec.shape) > 2 or origin.rows is None or len(origin.rows) == num_stored_rows:
+        return matrices, origin.rows
+    (stored,) = matrices  # it has others' rows too
+    return [stored.reshape(num_stored_rows, -1)[origin.rows].reshape(-1)], None
 
 
 def model_info(model: Model, checkpoint: Checkpoint, arithmetic: str) -> ModelInfo:

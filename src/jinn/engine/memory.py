@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-from jinn.models.model import Model
-from jinn.weights.checkpoint import Checkpoint
+from jinn.models.sources import ParameterSource
 
 # What serving takes besides weights and cache: two interpreters, libraries, tokenizer, activations.
 OVERHEAD_BYTES = 200 * 10**6
@@ -68,15 +68,12 @@ class Footprint:
         return int(self.experts_per_token * (1 - max(0, room) / self.experts))
 
 
-def footprint(model: Model, checkpoint: Checkpoint) -> Footprint:
-    """Of a checkpoint's tensors, whose packs are as large."""
-    specs, origins = model.parameters(), model.origins(checkpoint)
-    sizes = {
-        name: sum(checkpoint.tensors[tensor].nbytes for tensor in origin.names)
-        for name, origin in origins.items()
-    }
-    experts = {name: spec for name, spec in specs.items() if spec.num_experts_per_tok is not None}
-    per_token = sum(
-        sizes[name] * (spec.num_experts_per_tok or 0) // spec.shape[0] for name, spec in experts.items()
-    )
-    return Footprint(sum(sizes.values()), sum(sizes[name] for name in experts), per_token)
+def footprint(sources: Iterable[ParameterSource]) -> Footprint:
+    """Of a checkpoint's parameters, whose packs are as large as its tensors."""
+    weights = experts = per_token = 0
+    for source in sources:
+        weights += source.nbytes
+        if source.spec.num_experts_per_tok is not None:
+            experts += source.nbytes
+            per_token += source.nbytes * source.spec.num_experts_per_tok // source.spec.shape[0]
+    return Footprint(weights, experts, per_token)

@@ -13,12 +13,13 @@ import numpy.typing as npt
 import torch
 
 from jinn.engine.config import EngineConfig, ModelInfo
-from jinn.engine.loading import Progress, check_tensors, model_info, origin_bytes, read_float32
+from jinn.engine.loading import Progress, model_info
 from jinn.engine.runner import Runner
 from jinn.engine.sampler import SampledToken, SampleRow, sample
 from jinn.models.model import Model
-from jinn.models.parameters import Origin, ParameterSpec, tree
+from jinn.models.parameters import tree
 from jinn.models.registry import model_of
+from jinn.models.sources import parameter_sources
 from jinn.ops.protocol import Batch, Context
 from jinn.ops.reference import PagedCache, ReferenceOps, tensor_batch
 from jinn.weights.checkpoint import Checkpoint, open_checkpoint
@@ -104,26 +105,18 @@ def load_reference_runner(config: EngineConfig, progress: Progress) -> tuple[Run
 
 
 def load_tensors(model: Model, checkpoint: Checkpoint, progress: Progress) -> dict[str, torch.Tensor]:
-    """Every parameter by key, dequantized to float32, with its file's format as `.format`."""
-    check_tensors(model, checkpoint)
-    specs, origins = model.parameters(), model.origins(checkpoint)
-    sizes = {name: origin_bytes(origin, checkpoint) for name, origin in origins.items()}
+    """Every parameter by key, dequantized to float32, with the format that its numbers had as `.format`."""
+    sources = parameter_sources(model, checkpoint)
+    total = sum(source.nbytes for source in sources.values())
     loaded, parameters = 0, {}
-    for name, spec in specs.items():
-        parameters[name] = _load(checkpoint, spec, origins[name])
-        loaded += sizes[name]
-        progress(loaded, sum(sizes.values()))
+    for name, source in sources.items():
+        source.check()
+        tensor: Any = torch.from_numpy(source.read_float32())
+        tensor.format = source.format.name
+        parameters[name] = tensor
+        loaded += source.nbytes
+        progress(loaded, total)
     return parameters
-
-
-def _load(checkpoint: Checkpoint, spec: ParameterSpec, origin: Origin) -> torch.Tensor:
-    for name in origin.names:
-        checkpoint.check_finite(name)
-    tensor: Any = torch.from_numpy(read_float32(checkpoint, spec, origin))
-    file_format = checkpoint.tensors[origin.names[0]].format
-    tensor.format = "F32" if origin.moves_columns and file_format.is_quantized else file_format.name
-    parameter: torch.Tensor = tensor
-    return parameter
 
 
 def _num_blocks(model: Model, config: EngineConfig) -> int:

@@ -14,11 +14,11 @@ from math import prod
 from pathlib import Path
 from typing import Literal
 
-from jinn.engine.loading import check_tensors
 from jinn.models.config import config_of
 from jinn.models.decoder import Decoder
 from jinn.models.parameters import NewFile, Origin, ParameterSpec
 from jinn.models.registry import model_of
+from jinn.models.sources import parameter_sources
 from jinn.weights.atomic import atomic_output, check_absent
 from jinn.weights.block_formats import F32, BlockFormat
 from jinn.weights.checkpoint import Checkpoint, open_checkpoint
@@ -129,14 +129,13 @@ def _assemblies(
     if checkpoint.kind == kind:
         return [_unchanged(checkpoint, info) for info in checkpoint.tensors.values()]
     model = decoder_of(checkpoint)
-    check_tensors(model, checkpoint)
-    sources, places = model.origins(checkpoint), model.origins(NewFile(kind))
+    sources, places = parameter_sources(model, checkpoint), model.origins(NewFile(kind))
     pieces: dict[str, list[Piece]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for name, spec in model.parameters().items():
         if name in left_out:
             continue
-        parameter, place = StoredParameter(checkpoint, spec, sources[name]), places[name]
+        parameter, place = StoredParameter(checkpoint, spec, sources[name].origin), places[name]
         for number, tensor in enumerate(place.names):
             pieces.setdefault(tensor, []).append(Piece(parameter, place, number))
             shapes[tensor] = place.shape_of(spec)
