@@ -47,9 +47,9 @@ class PackedTensor:
     def dequantize(self) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]:
         """The values, float32 [rows, cols]."""
 
-def pack(pool: ThreadPool, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], format: str, rows: int, cols: int, row_order: object | None = None, drop_pages: bool = False) -> PackedTensor:
+def pack(pool: ThreadPool, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], format: str, rows: int, cols: int, row_order: object | None = None, is_mapped: bool = False) -> PackedTensor:
     """
-    Pack the file's bytes of a tensor; row i of the result is row row_order[i] of the file.
+    Pack the file's bytes of a tensor; row i of the result is row row_order[i] of the file. Pages of data that is a mapped file's go.
     """
 
 class PackedExperts:
@@ -67,9 +67,9 @@ class PackedExperts:
     def dequantize(self) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')]:
         """The values, float32 [experts, rows, cols]."""
 
-def pack_experts(pool: ThreadPool, sources: Sequence[Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]], format: str, rows: int, cols: int, row_order: object | None = None, file: tuple[str, int] | None = None) -> PackedExperts:
+def pack_experts(pool: ThreadPool, sources: Sequence[Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]], format: str, rows: int, cols: int, row_order: object | None = None, file: tuple[str, int] | None = None, is_mapped: bool = False) -> PackedExperts:
     """
-    Pack the file's bytes of one matrix per expert; row i of each is row row_order[i] of its source. `file` is the path and offset of where to keep them, instead of memory.
+    Pack the file's bytes of one matrix per expert; row i of each is row row_order[i] of its source. `file` is the path and offset of where to keep them, instead of memory. Pages of sources that are a mapped file's go.
     """
 
 def map_experts(file: tuple[str, int], format: str, num_experts: int, rows: int, cols: int) -> PackedExperts:
@@ -327,7 +327,7 @@ def run(program: Program, cache: KVCache, states: StateCache | None, vocab_size:
     """Run a batch."""
 
 def profile(program: Program, cache: KVCache, states: StateCache | None, vocab_size: int, batch: tuple[Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]]) -> list[tuple[str, float]]:
-    """Run a batch and give the seconds of each instruction."""
+    """Run a batch and give the seconds of each stage."""
 
 def read_bandwidth(pool: ThreadPool, kernels: Kernels, bytes: int, repeats: int) -> float:
     """Bytes per second."""

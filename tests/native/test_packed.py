@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
 
 from jinn import _native
+from jinn.engine.loading import _is_mapped
 from jinn.weights.block_formats import FORMAT_BY_NAME
+from jinn.weights.mapped_file import MappedFile
 from jinn.weights.quantize import quantize
 
 from .programs import FORMATS, POOLS, pack, parameter, run_op, whole_blocks
@@ -100,3 +104,32 @@ def test_wrong_sizes_are_refused():
         pack(np.ones((2, 2)), "F32", np.array([0, 2], np.int32))
     with pytest.raises(ValueError, match="one source row per row"):
         pack(np.ones((2, 2)), "F32", np.array([0], np.int32))
+
+
+def mapped_kilobytes() -> int:
+    """Of files, in this process's memory."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssFile:")[2].split()[0])
+
+
+@pytest.mark.parametrize("num_experts", [0, 8])
+def test_pages_of_a_mapped_file_go_while_they_are_packed(tmp_path, num_experts):
+    rows, cols, name = 16384, 2048, "Q8_0"
+    data = np.tile(random_bytes(name, 64, cols), rows // 64)
+    (tmp_path / "file").write_bytes(data)
+    mapped = MappedFile(tmp_path / "file")
+    source = mapped.view()
+    assert _is_mapped(source)
+    assert not _is_mapped(data)
+    source.max()
+    before = mapped_kilobytes()
+    if num_experts:
+        parts = list(source.reshape(num_experts, -1))
+        packed = _native.pack_experts(POOLS[2], parts, name, rows // num_experts, cols, is_mapped=True)
+        values = packed.dequantize()[-1, -1]
+    else:
+        values = _native.pack(POOLS[2], source, name, rows, cols, is_mapped=True).dequantize()[-1]
+    assert before - mapped_kilobytes() > 0.9 * data.nbytes / 1024
+    assert np.array_equal(values, gguf_values(name, data[-(cols // 32 * 34) :], 1, cols)[0])
+    assert np.array_equal(source, data)
+    mapped.close()

@@ -212,13 +212,23 @@ def _load(source: ParameterSource, pool: _native.ThreadPool, place: tuple[str, i
         return source.read_float32()
     *experts, rows, cols = source.spec.shape
     matrices, row_order = _matrices(source)
+    arguments = source.format.name, rows, cols, row_order
+    is_mapped = _is_mapped(matrices[0])
     packed: Any
     if experts:
-        packed = _native.pack_experts(pool, matrices, source.format.name, rows, cols, row_order, place)
+        packed = _native.pack_experts(pool, matrices, *arguments, place, is_mapped)
     else:
-        packed = _native.pack(pool, matrices[0], source.format.name, rows, cols, row_order)
+        packed = _native.pack(pool, matrices[0], *arguments, is_mapped)
     source.release()
     return packed
+
+
+def _is_mapped(data: npt.NDArray[np.uint8]) -> bool:
+    """Whether the bytes are a file's, which can be read again, rather than memory of their own."""
+    owner: Any = data
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    return owner is not None
 
 
 def _matrices(source: ParameterSource) -> tuple[list[npt.NDArray[np.uint8]], IntArray | None]:

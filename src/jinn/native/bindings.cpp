@@ -45,9 +45,17 @@ FloatTable owned_table(float* data, size_t rows, size_t cols) {
   return FloatTable(data, {rows, cols}, owner);
 }
 
-// Packs with all threads and lets the file's pages behind go.
+// Lets the pages go that hold nothing but these bytes of a mapped file; they are read again when touched.
+void drop_pages(const uint8_t* data, size_t bytes) {
+  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
+
+// With all threads. Pages of a mapped file go as soon as they are packed, where its rows stay in order.
 std::shared_ptr<PackedTensor> pack(ThreadPool& pool, const Bytes& data, const std::string& format, int64_t rows,
-                                   int64_t cols, const Ints* row_order, bool drop_pages) {
+                                   int64_t cols, const Ints* row_order, bool is_mapped) {
   auto packed = std::make_shared<PackedTensor>(format_by_name(format), rows, cols);
   const FormatInfo& f = info(packed->format());
   expect(static_cast<int64_t>(data.size()) == rows * (cols / f.block_elems) * f.block_bytes,
@@ -61,15 +69,14 @@ std::shared_ptr<PackedTensor> pack(ThreadPool& pool, const Bytes& data, const st
   const int64_t tiles_per_item = 64;
   const uint8_t* source = data.data();
   nb::gil_scoped_release release;
+  const int64_t item_bytes = tiles_per_item * kTileRows * (cols / f.block_elems) * f.block_bytes;
+  const int64_t source_bytes = static_cast<int64_t>(data.size());
   pool.for_each((packed->num_tiles() + tiles_per_item - 1) / tiles_per_item, [&](int64_t item) {
     packed->pack(source, order, item * tiles_per_item, std::min(packed->num_tiles(), (item + 1) * tiles_per_item));
+    if (!is_mapped || order) return;
+    const int64_t first = item * item_bytes;
+    drop_pages(source + first, static_cast<size_t>(std::min(item_bytes, source_bytes - first)));
   });
-  if (drop_pages) {
-    const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-    const uintptr_t first = (reinterpret_cast<uintptr_t>(source) + page - 1) / page * page;
-    const uintptr_t last = (reinterpret_cast<uintptr_t>(source) + data.size()) / page * page;
-    if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
-  }
   return packed;
 }
 
@@ -79,10 +86,10 @@ FloatTable dequantize(const PackedTensor& packed) {
   return owned_table(values, static_cast<size_t>(packed.rows()), static_cast<size_t>(packed.cols()));
 }
 
-// One matrix per source, all experts' with all threads.
+// One matrix per source, all experts' with all threads. Pages of a mapped file go as soon as they are packed.
 std::shared_ptr<PackedExperts> pack_experts(ThreadPool& pool, const std::vector<Bytes>& sources,
                                             const std::string& format, int64_t rows, int64_t cols,
-                                            const Ints* row_order, const FileRange* file) {
+                                            const Ints* row_order, const FileRange* file, bool is_mapped) {
   const int64_t num_experts = static_cast<int64_t>(sources.size());
   expect(num_experts > 0, "[pack_experts] expected a source per expert");
   auto packed = std::make_shared<PackedExperts>(format_by_name(format), num_experts, rows, cols, file);
@@ -105,8 +112,11 @@ std::shared_ptr<PackedExperts> pack_experts(ThreadPool& pool, const std::vector<
   std::vector<const uint8_t*> data;
   for (const Bytes& source : sources) data.push_back(source.data());
   nb::gil_scoped_release release;
+  const size_t source_bytes = sources[0].size();
   pool.for_each(num_experts, [&](int64_t expert) {
-    packed->pack(expert, data[static_cast<size_t>(expert)], order, 0, packed->num_tiles());
+    const uint8_t* source = data[static_cast<size_t>(expert)];
+    packed->pack(expert, source, order, 0, packed->num_tiles());
+    if (is_mapped) drop_pages(source, source_bytes);
   });
   if (file) packed->tensor().memory().drop_pages();
   return packed;
@@ -299,13 +309,14 @@ NB_MODULE(_native, m) {
   m.def(
       "pack",
       [](ThreadPool& pool, const Bytes& data, const std::string& format, int64_t rows, int64_t cols,
-         nb::object row_order, bool drop_pages) {
-        if (row_order.is_none()) return pack(pool, data, format, rows, cols, nullptr, drop_pages);
+         nb::object row_order, bool is_mapped) {
+        if (row_order.is_none()) return pack(pool, data, format, rows, cols, nullptr, is_mapped);
         const Ints order = nb::cast<Ints>(row_order);
-        return pack(pool, data, format, rows, cols, &order, drop_pages);
+        return pack(pool, data, format, rows, cols, &order, is_mapped);
       },
-      "pool"_a, "data"_a, "format"_a, "rows"_a, "cols"_a, "row_order"_a.none() = nb::none(), "drop_pages"_a = false,
-      "Pack the file's bytes of a tensor; row i of the result is row row_order[i] of the file.");
+      "pool"_a, "data"_a, "format"_a, "rows"_a, "cols"_a, "row_order"_a.none() = nb::none(), "is_mapped"_a = false,
+      "Pack the file's bytes of a tensor; row i of the result is row row_order[i] of the file. Pages of data that is a "
+      "mapped file's go.");
 
   nb::class_<PackedExperts>(m, "PackedExperts", "A weight [experts, rows, cols] as the kernels read it.")
       .def_prop_ro("shape", [](const PackedExperts& p) { return std::make_tuple(p.num_experts(), p.rows(), p.cols()); })
@@ -315,18 +326,18 @@ NB_MODULE(_native, m) {
   m.def(
       "pack_experts",
       [](ThreadPool& pool, const std::vector<Bytes>& sources, const std::string& format, int64_t rows, int64_t cols,
-         nb::object row_order, const std::optional<std::pair<std::string, size_t>>& file) {
+         nb::object row_order, const std::optional<std::pair<std::string, size_t>>& file, bool is_mapped) {
         FileRange range;
         if (file) range = {file->first, file->second, true};
         const FileRange* place = file ? &range : nullptr;
-        if (row_order.is_none()) return pack_experts(pool, sources, format, rows, cols, nullptr, place);
+        if (row_order.is_none()) return pack_experts(pool, sources, format, rows, cols, nullptr, place, is_mapped);
         const Ints order = nb::cast<Ints>(row_order);
-        return pack_experts(pool, sources, format, rows, cols, &order, place);
+        return pack_experts(pool, sources, format, rows, cols, &order, place, is_mapped);
       },
       "pool"_a, "sources"_a, "format"_a, "rows"_a, "cols"_a, "row_order"_a.none() = nb::none(),
-      "file"_a.none() = nb::none(),
+      "file"_a.none() = nb::none(), "is_mapped"_a = false,
       "Pack the file's bytes of one matrix per expert; row i of each is row row_order[i] of its source. `file` is "
-      "the path and offset of where to keep them, instead of memory.");
+      "the path and offset of where to keep them, instead of memory. Pages of sources that are a mapped file's go.");
   m.def(
       "map_experts",
       [](const std::pair<std::string, size_t>& file, const std::string& format, int64_t num_experts, int64_t rows,
