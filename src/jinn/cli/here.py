@@ -137,7 +137,10 @@ def runs() -> tuple[Run, ...]:
 
 
 def measure_runs(path: Path, num_threads: int, repeat: int, wanted: Sequence[Run]) -> dict[Run, float]:
-    """Least seconds of each run, after one that warms up: what others do meanwhile only adds."""
+    """Least seconds of each run, after one that warms up: what others do meanwhile only adds.
+
+    Runs take turns, so that a busy minute of the machine falls on all of them.
+    """
     from jinn.cli.bench import load_benchmark
 
     longest = max(run.depth + run.num_tokens for run in wanted)
@@ -148,4 +151,5 @@ def measure_runs(path: Path, num_threads: int, repeat: int, wanted: Sequence[Run
             return benchmark.decode_seconds(run.num_seqs, run.num_tokens, run.depth)
         return benchmark.prefill_seconds(run.num_tokens)
 
-    return {run: min([seconds(run) for _ in range(repeat + 1)][1:]) for run in wanted}
+    rounds = [[seconds(run) for run in wanted] for _ in range(repeat + 1)][1:]
+    return {run: min(times) for run, times in zip(wanted, zip(*rounds, strict=True), strict=True)}
