@@ -47,10 +47,13 @@ class PackedTensor:
     def dequantize(self) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]:
         """The values, float32 [rows, cols]."""
 
-def pack(pool: ThreadPool, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], format: str, rows: int, cols: int, row_order: object | None = None, is_mapped: bool = False) -> PackedTensor:
+def pack(pool: ThreadPool, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], format: str, rows: int, cols: int, row_order: object | None = None, place: tuple[str, int] | None = None, is_mapped: bool = False) -> PackedTensor:
     """
-    Pack the file's bytes of a tensor; row i of the result is row row_order[i] of the file. Pages of data that is a mapped file's go.
+    Pack the file's bytes of a tensor; row i of the result is row row_order[i] of the file. `place` is the path and offset of where to keep them, instead of memory. Pages of data that is a mapped file's go.
     """
+
+def map_packed(place: tuple[str, int], format: str, rows: int, cols: int) -> PackedTensor:
+    """A tensor that pack left in a file."""
 
 class PackedExperts:
     """A weight [experts, rows, cols] as the kernels read it."""
@@ -67,16 +70,16 @@ class PackedExperts:
     def dequantize(self) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu')]:
         """The values, float32 [experts, rows, cols]."""
 
-def pack_experts(pool: ThreadPool, sources: Sequence[Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]], format: str, rows: int, cols: int, row_order: object | None = None, file: tuple[str, int] | None = None, is_mapped: bool = False) -> PackedExperts:
+def pack_experts(pool: ThreadPool, sources: Sequence[Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]], format: str, rows: int, cols: int, row_order: object | None = None, place: tuple[str, int] | None = None, is_mapped: bool = False) -> PackedExperts:
     """
-    Pack the file's bytes of one matrix per expert; row i of each is row row_order[i] of its source. `file` is the path and offset of where to keep them, instead of memory. Pages of sources that are a mapped file's go.
+    Pack the file's bytes of one matrix per expert; row i of each is row row_order[i] of its source. `place` is the path and offset of where to keep them, instead of memory. Pages of sources that are a mapped file's go.
     """
 
-def map_experts(file: tuple[str, int], format: str, num_experts: int, rows: int, cols: int) -> PackedExperts:
+def map_experts(place: tuple[str, int], format: str, num_experts: int, rows: int, cols: int) -> PackedExperts:
     """Experts that pack_experts left in a file."""
 
-def packed_experts_nbytes(format: str, num_experts: int, rows: int, cols: int) -> int:
-    """Bytes that packed experts take."""
+def packed_nbytes(format: str, num_experts: int, rows: int, cols: int) -> int:
+    """Bytes that packed weights take; a matrix is one expert."""
 
 places_per_choice: int = 2
 

@@ -1,4 +1,4 @@
-"""The file of packed experts: there or not, never in part."""
+"""The file of packed weights: there or not, never in part."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ KEY = packed_key("model", 1)
 
 
 def fill(file):
-    """Write each tensor's name all over its place."""
+    """Write each tensor's name all over its place, and seal it."""
     with file.path.open("r+b") as out:
         for name, nbytes in SIZES.items():
             out.seek(file.offset(name))
             out.write(name.encode() * nbytes)
+    for name in SIZES:
+        file.seal(name)
 
 
 def test_a_finished_file_is_found_whole(tmp_path):
@@ -57,8 +59,34 @@ def test_a_damaged_file_is_written_anew(tmp_path, damage):
         assert again.is_whole
 
 
+@pytest.mark.parametrize("name", SIZES)
+def test_data_that_is_not_what_was_packed_is_found(tmp_path, name):
+    with PackedFile(tmp_path, KEY, SIZES) as file:
+        fill(file)
+        file.finish()
+        file.verify()
+    with file.path.open("r+b") as out:
+        out.seek(file.offset(name) + SIZES[name] - 1)
+        out.write(b"x")
+    with PackedFile(tmp_path, KEY, SIZES) as file:
+        assert file.is_whole
+        with pytest.raises(WeightsError, match=f"tensor '{name}' is not as it was packed"):
+            file.verify()
+
+
+def test_a_header_that_is_no_json_is_no_file(tmp_path):
+    with PackedFile(tmp_path, KEY, SIZES) as file:
+        fill(file)
+        file.finish()
+    data = file.path.read_bytes()
+    file.path.write_bytes(data.replace(b'"a": [', b'"a": {', 1))
+    with PackedFile(tmp_path, KEY, SIZES) as file:
+        assert not file.is_whole
+
+
 def test_another_key_or_other_sizes_have_a_file_of_their_own(tmp_path):
     with PackedFile(tmp_path, KEY, SIZES) as file:
+        fill(file)
         file.finish()
     for key, sizes in [(packed_key("model", 2), SIZES), (KEY, SIZES | {"b": 2})]:
         with PackedFile(tmp_path, key, sizes) as other:

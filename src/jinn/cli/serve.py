@@ -88,9 +88,13 @@ def serve(
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Keep a mixture's experts in a file there, and read from it what is needed.",
-            show_default="in memory if they fit, else under JINN_HOME",
+            help="Keep packed weights in a file there, so that the next start packs nothing.",
+            show_default="none, but experts that do not fit into memory under JINN_HOME",
         ),
+    ] = None,
+    verify: Annotated[
+        bool | None,
+        typer.Option("--verify", help="Compare its checksums at the start.", show_default=False),
     ] = None,
     api_key: Annotated[
         str | None, typer.Option(help="The key that clients must send.", show_default="none is needed")
@@ -178,6 +182,7 @@ def serve(
         "num_speculative_tokens": num_speculative_tokens,
         "draft_model": draft_model,
         "packed_cache": packed_cache,
+        "verify": verify,
         "api_key": api_key,
         "api_keys": api_keys,
         "allowed_hosts": allowed_hosts,

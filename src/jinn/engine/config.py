@@ -43,7 +43,8 @@ class EngineConfig:
     state_memory: int | None = None  # bytes of cache_memory for recurrent states; None: half of it
     speculative: Speculative = "off"  # where guesses at the next tokens come from
     num_speculative_tokens: int | None = None  # guessed at a time; None: what suits the source
-    packed_cache: str | None = None  # a folder to keep packed experts in; None: memory, if they fit
+    packed_cache: str | None = None  # a folder to keep packed weights in; None: memory, if experts fit
+    verify: bool = False  # compare the checksums of a file in packed_cache at the start
     draft_model: str | None = None  # a path; with speculative "draft"
     log_level: LogLevel = "info"
 

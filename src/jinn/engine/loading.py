@@ -52,7 +52,12 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, Model
         kernels = _native.choose_kernels(env.isa() or "")
         sources = parameter_sources(model, checkpoint)
         folder, notes = _packed_folder(sources, checkpoint, config)
-        with open_packed_file(sources, checkpoint, folder) if folder else nullcontext() as packed_file:
+        is_kept = _is_expert if config.packed_cache is None else _is_matrix
+        with (
+            open_packed_file(sources, checkpoint, folder, is_kept) if folder else nullcontext() as packed_file
+        ):
+            if config.verify and packed_file is not None and packed_file.is_whole:
+                packed_file.verify()
             parameters = load_parameters(sources, pool, progress, packed_file)
         info = model_info(model, checkpoint, f"{kernels.name}-{config.activations}-{config.kv_cache_dtype}")
         info = replace(info, notes=(*info.notes, *notes))
@@ -65,7 +70,7 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, Model
 def _packed_folder(
     sources: Mapping[str, ParameterSource], checkpoint: Checkpoint, config: EngineConfig
 ) -> tuple[Path | None, tuple[str, ...]]:
-    """Where to keep packed experts, and a note if that is because they do not fit into memory."""
+    """Where to keep packed weights, and a note if that is because experts do not fit into memory."""
     if config.packed_cache is not None:
         return Path(config.packed_cache), ()
     needed, available = footprint(sources.values()), available_memory()
@@ -167,12 +172,12 @@ def load_parameters(
 ) -> dict[str, Any]:
     """Every parameter by key: matrices packed, vectors as float32. Pages of the file are let go behind.
 
-    With a `packed_file` of `open_packed_file`, the experts of mixtures are left there.
+    With a `packed_file` of `open_packed_file`, the parameters that it holds are left there.
     """
     total = sum(source.nbytes for source in sources.values())
     loaded, parameters = 0, {}
     for name, source in sources.items():
-        if packed_file is None or not source.is_expert:
+        if packed_file is None or name not in packed_file:
             parameters[name] = _load(source, pool)
         else:
             parameters[name] = _keep(name, source, pool, packed_file)
@@ -184,41 +189,54 @@ def load_parameters(
 
 
 def open_packed_file(
-    sources: Mapping[str, ParameterSource], checkpoint: Checkpoint, folder: Path
+    sources: Mapping[str, ParameterSource],
+    checkpoint: Checkpoint,
+    folder: Path,
+    is_kept: Callable[[ParameterSource], bool],
 ) -> PackedFile:
-    """The file in `folder` that keeps the packed experts of this checkpoint as it is now."""
-    sizes = {
-        name: _native.packed_experts_nbytes(source.format.name, *source.spec.shape)
-        for name, source in sources.items()
-        if source.is_expert
-    }
+    """The file in `folder` that keeps such packed parameters of this checkpoint as it is now."""
+    sizes = {}
+    for name, source in sources.items():
+        if is_kept(source):
+            *experts, rows, cols = source.spec.shape
+            sizes[name] = _native.packed_nbytes(source.format.name, prod(experts), rows, cols)
     stats = map(os.stat, checkpoint.files)
     versions = [(status.st_size, status.st_mtime_ns, status.st_ino) for status in stats]
-    return PackedFile(folder, packed_key(_native.layout_id, fingerprint(checkpoint, ""), versions), sizes)
+    key = packed_key(_native.layout_id, fingerprint(checkpoint, ""), versions, list(sizes))
+    return PackedFile(folder, key, sizes)
+
+
+def _is_expert(source: ParameterSource) -> bool:
+    return source.is_expert
+
+
+def _is_matrix(source: ParameterSource) -> bool:
+    return source.spec.is_packed
 
 
 def _keep(name: str, source: ParameterSource, pool: _native.ThreadPool, packed_file: PackedFile) -> Any:
-    """Experts that are read from the packed file, after they have been written to it where it is new."""
+    """What is read from the packed file, after it has been written to it where that is new."""
     place = str(packed_file.path), packed_file.offset(name)
     if not packed_file.is_whole:
         _load(source, pool, place)
-    return _native.map_experts(place, source.format.name, *source.spec.shape)
+        packed_file.seal(name)
+    map_weights = _native.map_experts if len(source.spec.shape) > 2 else _native.map_packed
+    return map_weights(place, source.format.name, *source.spec.shape)
 
 
 def _load(source: ParameterSource, pool: _native.ThreadPool, place: tuple[str, int] | None = None) -> Any:
-    """A vector, a packed matrix, or one for each expert; these at a place in a file, if there is one."""
+    """A vector, a packed matrix, or one for each expert; matrices at a place in a file, if there is one."""
     source.check()
     if not source.spec.is_packed:
         return source.read_float32()
     *experts, rows, cols = source.spec.shape
     matrices, row_order = _matrices(source)
-    arguments = source.format.name, rows, cols, row_order
-    is_mapped = _is_mapped(matrices[0])
+    arguments = source.format.name, rows, cols, row_order, place, _is_mapped(matrices[0])
     packed: Any
     if experts:
-        packed = _native.pack_experts(pool, matrices, *arguments, place, is_mapped)
+        packed = _native.pack_experts(pool, matrices, *arguments)
     else:
-        packed = _native.pack(pool, matrices[0], *arguments, is_mapped)
+        packed = _native.pack(pool, matrices[0], *arguments)
     source.release()
     return packed
 

@@ -53,10 +53,15 @@ void drop_pages(const uint8_t* data, size_t bytes) {
   if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
+// The path and offset of packed weights.
+using Place = std::pair<std::string, size_t>;
+
+FileRange range_of(const Place& place, bool is_writable) { return {place.first, place.second, is_writable}; }
+
 // With all threads. Pages of a mapped file go as soon as they are packed, where its rows stay in order.
 std::shared_ptr<PackedTensor> pack(ThreadPool& pool, const Bytes& data, const std::string& format, int64_t rows,
-                                   int64_t cols, const Ints* row_order, bool is_mapped) {
-  auto packed = std::make_shared<PackedTensor>(format_by_name(format), rows, cols);
+                                   int64_t cols, const Ints* row_order, const FileRange* file, bool is_mapped) {
+  auto packed = std::make_shared<PackedTensor>(format_by_name(format), rows, cols, file);
   const FormatInfo& f = info(packed->format());
   expect(static_cast<int64_t>(data.size()) == rows * (cols / f.block_elems) * f.block_bytes,
          "[pack] data is not rows * cols of " + format);
@@ -77,6 +82,7 @@ std::shared_ptr<PackedTensor> pack(ThreadPool& pool, const Bytes& data, const st
     const int64_t first = item * item_bytes;
     drop_pages(source + first, static_cast<size_t>(std::min(item_bytes, source_bytes - first)));
   });
+  if (file) packed->memory().drop_pages();
   return packed;
 }
 
@@ -309,14 +315,24 @@ NB_MODULE(_native, m) {
   m.def(
       "pack",
       [](ThreadPool& pool, const Bytes& data, const std::string& format, int64_t rows, int64_t cols,
-         nb::object row_order, bool is_mapped) {
-        if (row_order.is_none()) return pack(pool, data, format, rows, cols, nullptr, is_mapped);
+         nb::object row_order, const std::optional<Place>& place, bool is_mapped) {
+        const FileRange range = range_of(place.value_or(Place()), true);
+        const FileRange* file = place ? &range : nullptr;
+        if (row_order.is_none()) return pack(pool, data, format, rows, cols, nullptr, file, is_mapped);
         const Ints order = nb::cast<Ints>(row_order);
-        return pack(pool, data, format, rows, cols, &order, is_mapped);
+        return pack(pool, data, format, rows, cols, &order, file, is_mapped);
       },
-      "pool"_a, "data"_a, "format"_a, "rows"_a, "cols"_a, "row_order"_a.none() = nb::none(), "is_mapped"_a = false,
-      "Pack the file's bytes of a tensor; row i of the result is row row_order[i] of the file. Pages of data that is a "
-      "mapped file's go.");
+      "pool"_a, "data"_a, "format"_a, "rows"_a, "cols"_a, "row_order"_a.none() = nb::none(),
+      "place"_a.none() = nb::none(), "is_mapped"_a = false,
+      "Pack the file's bytes of a tensor; row i of the result is row row_order[i] of the file. `place` is the path and "
+      "offset of where to keep them, instead of memory. Pages of data that is a mapped file's go.");
+  m.def(
+      "map_packed",
+      [](const Place& place, const std::string& format, int64_t rows, int64_t cols) {
+        const FileRange range = range_of(place, false);
+        return std::make_shared<PackedTensor>(format_by_name(format), rows, cols, &range);
+      },
+      "place"_a, "format"_a, "rows"_a, "cols"_a, "A tensor that pack left in a file.");
 
   nb::class_<PackedExperts>(m, "PackedExperts", "A weight [experts, rows, cols] as the kernels read it.")
       .def_prop_ro("shape", [](const PackedExperts& p) { return std::make_tuple(p.num_experts(), p.rows(), p.cols()); })
@@ -326,32 +342,30 @@ NB_MODULE(_native, m) {
   m.def(
       "pack_experts",
       [](ThreadPool& pool, const std::vector<Bytes>& sources, const std::string& format, int64_t rows, int64_t cols,
-         nb::object row_order, const std::optional<std::pair<std::string, size_t>>& file, bool is_mapped) {
-        FileRange range;
-        if (file) range = {file->first, file->second, true};
-        const FileRange* place = file ? &range : nullptr;
-        if (row_order.is_none()) return pack_experts(pool, sources, format, rows, cols, nullptr, place, is_mapped);
+         nb::object row_order, const std::optional<Place>& place, bool is_mapped) {
+        const FileRange range = range_of(place.value_or(Place()), true);
+        const FileRange* file = place ? &range : nullptr;
+        if (row_order.is_none()) return pack_experts(pool, sources, format, rows, cols, nullptr, file, is_mapped);
         const Ints order = nb::cast<Ints>(row_order);
-        return pack_experts(pool, sources, format, rows, cols, &order, place, is_mapped);
+        return pack_experts(pool, sources, format, rows, cols, &order, file, is_mapped);
       },
       "pool"_a, "sources"_a, "format"_a, "rows"_a, "cols"_a, "row_order"_a.none() = nb::none(),
-      "file"_a.none() = nb::none(), "is_mapped"_a = false,
-      "Pack the file's bytes of one matrix per expert; row i of each is row row_order[i] of its source. `file` is "
+      "place"_a.none() = nb::none(), "is_mapped"_a = false,
+      "Pack the file's bytes of one matrix per expert; row i of each is row row_order[i] of its source. `place` is "
       "the path and offset of where to keep them, instead of memory. Pages of sources that are a mapped file's go.");
   m.def(
       "map_experts",
-      [](const std::pair<std::string, size_t>& file, const std::string& format, int64_t num_experts, int64_t rows,
-         int64_t cols) {
-        const FileRange range{file.first, file.second, false};
+      [](const Place& place, const std::string& format, int64_t num_experts, int64_t rows, int64_t cols) {
+        const FileRange range = range_of(place, false);
         return std::make_shared<PackedExperts>(format_by_name(format), num_experts, rows, cols, &range);
       },
-      "file"_a, "format"_a, "num_experts"_a, "rows"_a, "cols"_a, "Experts that pack_experts left in a file.");
+      "place"_a, "format"_a, "num_experts"_a, "rows"_a, "cols"_a, "Experts that pack_experts left in a file.");
   m.def(
-      "packed_experts_nbytes",
+      "packed_nbytes",
       [](const std::string& format, int64_t num_experts, int64_t rows, int64_t cols) {
         return PackedExperts::nbytes_of(format_by_name(format), num_experts, rows, cols);
       },
-      "format"_a, "num_experts"_a, "rows"_a, "cols"_a, "Bytes that packed experts take.");
+      "format"_a, "num_experts"_a, "rows"_a, "cols"_a, "Bytes that packed weights take; a matrix is one expert.");
   m.attr("places_per_choice") = kPlacesPerChoice;
   m.def("places_row_bytes", &Places::row_bytes, "num_choices"_a,
         "Bytes per row of the buffer that says where each row's chosen experts are computed.");
