@@ -13,7 +13,9 @@ from tests.server.real import RealServer
 def base_url(smollm2_path: Path) -> Iterator[str]:
     """The server's root; OpenAI's clients want its /v1."""
     pytest.importorskip("jinn._native")
-    server = RealServer(str(smollm2_path), "--cache-memory", "256MiB", "--max-model-len", "2048")
+    template = str(Path(__file__).with_name("tools.jinja"))  # the model's own, and tools
+    limits = ("--cache-memory", "256MiB", "--max-model-len", "2048")
+    server = RealServer(str(smollm2_path), *limits, "--chat-template", template)
     try:
         yield f"http://127.0.0.1:{server.port}"
     finally:

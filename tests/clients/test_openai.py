@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any, Literal
 
 import openai
 import pytest
+from pydantic import BaseModel
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -64,6 +66,68 @@ def test_echoed_logprobs_are_those_of_generation(client: openai.OpenAI) -> None:
     assert echoed.logprobs is not None
     assert echoed.logprobs.token_logprobs is not None
     assert echoed.logprobs.token_logprobs[-6:-1] == answer.logprobs.token_logprobs
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city.",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 20}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("choice", ["required", "auto"])
+def test_tool_round_trip(client: openai.OpenAI, choice: str) -> None:
+    """Asked for a call the model must; told to copy one it does, and strictly."""
+    text = f"Copy this:\n{CALL}" if choice == "auto" else "What is the weather in Paris?"
+    messages: list[Any] = [{"role": "user", "content": text}]
+    body: Any = {"model": "default", "tools": [WEATHER], "temperature": 0, "max_tokens": 160}
+    with client.chat.completions.stream(**body, messages=messages, tool_choice=choice) as stream:
+        done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
+        message = stream.get_final_completion().choices[0].message
+    assert message.tool_calls
+    assert [event.arguments for event in done] == [call.function.arguments for call in message.tool_calls]
+    assert {call.function.parsed_arguments["city"] for call in message.tool_calls} == {"Paris"}
+    results = [
+        {"role": "tool", "tool_call_id": call.id, "content": "sunny, 21 degrees"}
+        for call in message.tool_calls
+    ]
+    messages += [message.model_dump(exclude_none=True), *results]
+    answer = client.chat.completions.create(**body, messages=messages, tool_choice="none").choices[0].message
+    assert answer.content
+    assert not answer.tool_calls
+
+
+class City(BaseModel):
+    name: Literal["Paris", "Rome"]
+    is_large: bool
+
+
+def test_parse(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.parse(
+        model="default", messages=QUESTION, temperature=0, max_tokens=64, response_format=City
+    )
+    assert isinstance(answer.choices[0].message.parsed, City)
+    with_tools = client.chat.completions.parse(
+        model="default",
+        messages=QUESTION,
+        temperature=0,
+        max_tokens=160,
+        response_format=City,
+        tools=[WEATHER],
+        parallel_tool_calls=False,
+    )
+    message = with_tools.choices[0].message
+    assert isinstance(message.parsed, City) or message.tool_calls
 
 
 SCHEMA = {
