@@ -69,9 +69,12 @@ format: .venv/.lint  ## rewrite the sources in the house's format
 clean:  ## remove the environment and what was built
 	rm -rf .venv build
 
-build/clients/.installed:
+# litellm 1.107.0 was reported to be another's work; mcp and soundfile are what litellm and qwen-agent forget.
+CLIENTS := anthropic 'litellm!=1.107.0' mcp llm instructor 'pydantic-ai-slim[openai]' qwen-agent soundfile 'lm_eval[api]'
+
+build/clients/.installed: Makefile
 	$(PYTHON) -m venv build/clients/venv
-	build/clients/venv/bin/pip install --quiet anthropic litellm llm
+	build/clients/venv/bin/pip install --quiet $(CLIENTS)
 	cd build/clients && npm install --silent --no-package-lock openai ai @ai-sdk/openai-compatible zod
 	touch $@
 

@@ -28,7 +28,9 @@ def run(*command: object) -> None:
     assert result.returncode == 0, result.stderr[-2000:]
 
 
-@pytest.mark.parametrize("name", ["anthropic", "litellm", "llm"])
+@pytest.mark.parametrize(
+    "name", ["anthropic", "instructor", "litellm", "llm", "lm_eval", "pydantic_ai", "qwen_agent"]
+)
 def test_python_client(base_url: str, name: str) -> None:
     if not PYTHON.exists():
         pytest.skip("run `make test-clients`")

@@ -39,6 +39,9 @@ class ByteTokenizer:
         bos = [EOS] if add_bos is not False and text.startswith("<bos>") else []
         return bos + list(text.encode())
 
+    bos_token_id = None
+    eos_token_ids = (ord("."),)
+
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
 

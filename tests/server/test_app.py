@@ -49,6 +49,7 @@ ROUTES = {
     "/v1/score": ("POST", "/v1/score", "key"),
     "/tokenize": ("POST", "/tokenize", "key"),
     "/detokenize": ("POST", "/detokenize", "key"),
+    "/tokenizer_info": ("GET", "/tokenizer_info", "key"),
 }
 BODIES = {
     CHAT: chat_body(max_tokens=1),

@@ -38,6 +38,12 @@ async def test_tokenize(client: httpx.AsyncClient) -> None:
     assert back == {"prompt": "Hé"}
 
 
+async def test_tokenizer_info(client: httpx.AsyncClient) -> None:
+    answer = (await client.get("/tokenizer_info")).json()
+    responses.TokenizerInfo.model_validate(answer)
+    assert answer == {"bos_token": None, "eos_token": "."}
+
+
 async def test_tokenize_of_a_conversation(client: httpx.AsyncClient) -> None:
     answer = (await client.post("/tokenize", json=chat_body())).json()
     assert bytes(answer["tokens"]) == b"user:Hello\n"

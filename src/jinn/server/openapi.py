@@ -84,6 +84,7 @@ _OPERATIONS: dict[str, tuple[type[BaseModel] | None, dict[str, type[BaseModel] |
     "/v1/score": (ScoreRequest, {JSON: r.ScoreList}, _WITH_BODY),
     "/tokenize": (TokenizeRequest, {JSON: r.Tokens}, _WITH_BODY),
     "/detokenize": (DetokenizeRequest, {JSON: r.Text}, _WITH_BODY),
+    "/tokenizer_info": (None, {JSON: r.TokenizerInfo}, (400, 401, 503)),
 }
 
 

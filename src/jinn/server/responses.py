@@ -255,3 +255,8 @@ class Tokens(_Closed):
 
 class Text(_Closed):
     prompt: str
+
+
+class TokenizerInfo(_Closed):
+    bos_token: str | None
+    eos_token: str | None

@@ -95,7 +95,21 @@ async def detokenize(request: Request) -> Response:
     return JSONResponse({"prompt": text})
 
 
+async def tokenizer_info(request: Request) -> Response:
+    """The texts of the default model's tokens at the ends of a text; null where it has none."""
+    models: Models = request.app.state.models
+    models.admit()
+    service = await models.acquire(request, "default")
+    tokenizer = service.tokenizer
+    eos_token_id = next(iter(tokenizer.eos_token_ids), None)
+    ids = {"bos_token": tokenizer.bos_token_id, "eos_token": eos_token_id}
+    return JSONResponse(
+        {name: None if i is None else tokenizer.decode([i], skip_special=False) for name, i in ids.items()}
+    )
+
+
 ROUTES = [
     GuardedRoute("/tokenize", tokenize, methods=["POST"]),
     GuardedRoute("/detokenize", detokenize, methods=["POST"]),
+    GuardedRoute("/tokenizer_info", tokenizer_info, methods=["GET"]),
 ]
