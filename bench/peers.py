@@ -1,4 +1,4 @@
-"""Runs jinn and llama.cpp in turn on one file, and writes how fast each was and their ratios pair by pair.
+"""Runs jinn and its peers in turn on one file, and writes how fast each was and their ratios pair by pair.
 
     make bench-peers LLAMA_CPP=DIR            # the folder with llama-bench and llama-batched-bench
     python bench/peers.py model.gguf --pairs 7 --out build/peers
@@ -31,6 +31,7 @@ from typing import Any, Protocol
 Speeds = dict[str, float]  # tokens per second by case
 
 DECODED = 128
+BATCH_DEPTH = 128  # of sequences that decode side by side
 CPU_FEATURES = ("amx_int8", "avx512_vnni", "avx512_bf16", "avx_vnni", "avx2", "i8mm", "bf16", "sve")
 
 
@@ -47,12 +48,11 @@ class Workload:
         return f"decode {DECODED} at depth {self.depth}, {num_seqs} sequence{'s' * (num_seqs > 1)}"
 
 
-WORKLOADS = (
-    Workload(prompt=512, depth=0, batch_sizes=(1,), repeats=3),
-    Workload(prompt=0, depth=512, batch_sizes=(1,), repeats=3),
-    Workload(prompt=0, depth=128, batch_sizes=(16,), repeats=1),
-    Workload(prompt=0, depth=128, batch_sizes=(32,), repeats=1),
-)
+def workloads(prompt: int, depths: list[int], batch_sizes: list[int], repeats: int) -> list[Workload]:
+    """A prompt and one sequence at the first depth, one sequence at the others, then several sequences."""
+    first, *others = depths
+    alone = [Workload(prompt, first, (1,), repeats), *(Workload(0, depth, (1,), repeats) for depth in others)]
+    return alone + [Workload(0, BATCH_DEPTH, (num_seqs,), 1) for num_seqs in batch_sizes]
 
 
 class Peer(Protocol):
@@ -166,6 +166,24 @@ class LlamaCpp:
         return subprocess.run(command, env=self._env, capture_output=True, text=True, check=check)
 
 
+class Transformers:
+    """transformers in bfloat16 on a folder of the same weights; one sequence only."""
+
+    name = "transformers"
+    settings = "bfloat16, logits of the last token only"
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self._command = [sys.executable, str(Path(__file__).with_name("transformers_speed.py")), str(folder)]
+        self._command += ["--threads", str(threads), "--decode", str(DECODED)]
+
+    def measure(self, workload: Workload) -> Speeds:
+        sizes = {"prompt": workload.prompt, "depth": workload.depth, "repeats": workload.repeats}
+        options = (f"--{name}={value}" for name, value in sizes.items())
+        found = json.loads(_run([*self._command, *options]))
+        speeds = {f"prefill {workload.prompt}": median(found["prefill"])} if workload.prompt else {}
+        return speeds | {workload.decode_case(1): median(found["decode"])}
+
+
 def _run(command: list[str], env: Mapping[str, str] | None = None) -> str:
     return subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
 
@@ -223,11 +241,13 @@ def _children_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def alternate(peers: list[Peer], num_pairs: int, quiet: Quiet) -> dict[str, list[list[Sample]]]:
+def alternate(
+    peers: list[Peer], chosen: list[Workload], num_pairs: int, quiet: Quiet
+) -> dict[str, list[list[Sample]]]:
     """By peer and workload, a sample of each pair. Peers take turns at each workload."""
-    samples: dict[str, list[list[Sample]]] = {peer.name: [[] for _ in WORKLOADS] for peer in peers}
+    samples: dict[str, list[list[Sample]]] = {peer.name: [[] for _ in chosen] for peer in peers}
     for pair in range(num_pairs):
-        for which, workload in enumerate(WORKLOADS):
+        for which, workload in enumerate(chosen):
             for peer in peers:
                 sample = quiet.run(partial(peer.measure, workload))
                 samples[peer.name][which].append(sample)
@@ -309,6 +329,10 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _numbers(text: str) -> list[int]:
+    return [] if text == "none" else [int(number) for number in text.split(",")]
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -323,7 +347,26 @@ def parse_arguments() -> argparse.Namespace:
         metavar="DIR",
         help="llama.cpp's programs (default: $LLAMA_CPP)",
     )
+    parser.add_argument(
+        "--transformers",
+        type=Path,
+        metavar="FOLDER",
+        help="the same weights; needs --batches none",
+    )
     parser.add_argument("--pairs", type=int, default=5, help="runs of each engine (default: %(default)s)")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens (default: %(default)s)")
+    parser.add_argument(
+        "--depths", type=_numbers, default=[0, 512], help="of one sequence that decodes (default: 0,512)"
+    )
+    parser.add_argument(
+        "--batches", type=_numbers, default=[16, 32], help="sequences side by side (default: 16,32; or none)"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="of one sequence, in a run (default: %(default)s)",
+    )
     parser.add_argument("--threads", type=int, default=2, help="of each engine (default: %(default)s)")
     parser.add_argument(
         "--tries", type=int, default=1, help="runs at most until others disturb none (default: %(default)s)"
@@ -347,27 +390,32 @@ def main() -> None:
     from jinn.weights.model_store import resolve_model
 
     options = parse_arguments()
+    if options.transformers and options.batches:
+        raise SystemExit("transformers decodes one sequence here: use --batches none")
     model = resolve_model(str(options.model) if options.model else None)
     jinn = Jinn(model, options.threads)
     peers: list[Peer] = [jinn]
     has_llama_cpp = options.llama_cpp and (options.llama_cpp / "llama-bench").exists()
     if has_llama_cpp:
         peers.append(LlamaCpp(options.llama_cpp.resolve(), model, options.threads))
+    if options.transformers:
+        peers.append(Transformers(options.transformers, options.threads))
     quiet = Quiet(options.quiet, options.tries, options.wait)
-    samples = alternate(peers, options.pairs, quiet)
+    chosen = workloads(options.prompt, options.depths, options.batches, options.repeats)
+    samples = alternate(peers, chosen, options.pairs, quiet)
     report = {
         "model": model.name,
         "threads": options.threads,
         "pairs": options.pairs,
         "machine": machine(),
         "settings": {peer.name: peer.settings for peer in peers},
-        "not_run": [] if has_llama_cpp else [LlamaCpp.name],
+        "not_run": [kind.name for kind in (LlamaCpp, Transformers) if kind.name not in samples],
         "limits": jinn.limits,
-        "others": median(s.others for workloads in samples.values() for runs in workloads for s in runs),
-        "rows": summary(jinn, {name: by_case(workloads) for name, workloads in samples.items()}),
+        "others": median(s.others for by_workload in samples.values() for runs in by_workload for s in runs),
+        "rows": summary(jinn, {name: by_case(by_workload) for name, by_workload in samples.items()}),
         "samples": {
-            name: [[asdict(sample) for sample in runs] for runs in workloads]
-            for name, workloads in samples.items()
+            name: [[asdict(sample) for sample in runs] for runs in by_workload]
+            for name, by_workload in samples.items()
         },
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)

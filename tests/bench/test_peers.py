@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from models.transformers_models import random_model
 from tiny import tiny_llama_gguf
 
 SOURCE = Path(__file__).parents[2] / "bench" / "peers.py"
@@ -76,6 +77,25 @@ def test_jinn_is_measured_by_its_own_command(peers, tmp_path, monkeypatch):
     assert set(jinn.shares) == {"prefill 20", "decode 3 at depth 0, 1 sequence"}
     assert jinn.limits["read_bandwidth"] > 1e8
     assert jinn.settings.endswith(" kernels")
+
+
+def test_transformers_is_measured_alike(peers, tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "DECODED", 3)
+    random_model("llama untied").save_pretrained(tmp_path)
+    peer = peers.Transformers(tmp_path, 1)
+    speeds = peer.measure(peers.Workload(20, 4, (1,), 2))
+    assert list(speeds) == ["prefill 20", "decode 3 at depth 4, 1 sequence"]
+    assert min(speeds.values()) > 0
+
+
+def test_what_is_measured_can_be_chosen(peers):
+    assert peers.workloads(512, [0, 512], [16], 3) == [
+        peers.Workload(512, 0, (1,), 3),
+        peers.Workload(0, 512, (1,), 3),
+        peers.Workload(0, 128, (16,), 1),
+    ]
+    assert peers.workloads(100, [7], [], 1) == [peers.Workload(100, 7, (1,), 1)]
+    assert peers._numbers("none") == []
 
 
 def test_a_run_is_repeated_until_others_leave_it_alone(peers, monkeypatch):
