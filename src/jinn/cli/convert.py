@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jinn.cli.interrupt import exit_on_sigterm
-from jinn.cli.options import ThreadsOption
+from jinn.cli.options import TARGET_HELP, TYPE_HELP, ForceOption, ThreadsOption
 from jinn.cli.progress import progress_bar
 from jinn.sizes import format_size
 
@@ -27,14 +27,14 @@ def convert(
     ],
     target: Annotated[
         Path,
-        typer.Argument(metavar="DST", help="What to write: a name in .gguf, or else a Hugging Face folder."),
+        typer.Argument(metavar="DST", help=TARGET_HELP),
     ],
     type_name: Annotated[
         str | None,
         typer.Option(
             "--type",
             metavar="TYPE",
-            help="Type of the matrices: f32, f16 or bf16, and in GGUF also q8_0, q6_k, q4_k, q4_1 or q4_0.",
+            help=TYPE_HELP,
             show_default="as they are; bf16 where a folder cannot hold that",
         ),
     ] = None,
@@ -42,7 +42,7 @@ def convert(
         Path | None,
         typer.Option(metavar="FILE", help="Write each tensor's error as JSON.", show_default=False),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite DST.")] = False,
+    force: ForceOption = False,
     threads: ThreadsOption = None,
 ) -> None:
     """Convert a model between GGUF and Hugging Face's folders, or quantise it.

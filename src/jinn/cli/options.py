@@ -36,6 +36,9 @@ ModelArgument = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option(metavar="N", help="Threads to compute with.", show_default="the physical cores")
 ]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite DST.")]
+TARGET_HELP = "What to write: a name in .gguf, or else a Hugging Face folder."
+TYPE_HELP = "Type of the matrices: f32, f16 or bf16, and in GGUF also q8_0, q6_k, q4_k, q4_1 or q4_0."
 MaxTokensOption = Annotated[
     int | None, typer.Option(metavar="N", help="Tokens of an answer at most.", show_default=False)
 ]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from jinn.cli.interrupt import exit_on_sigterm
-from jinn.cli.options import ThreadsOption
+from jinn.cli.options import TARGET_HELP, TYPE_HELP, ForceOption, ThreadsOption
 from jinn.cli.progress import progress_bar
 from jinn.sizes import format_size
 
@@ -22,7 +22,7 @@ def random(
         Path | None,
         typer.Argument(
             metavar="DST",
-            help="What to write: a name in .gguf, or else a Hugging Face folder.",
+            help=TARGET_HELP,
             show_default=False,
         ),
     ] = None,
@@ -31,7 +31,7 @@ def random(
         typer.Option(
             "--type",
             metavar="TYPE",
-            help="Type of the matrices: f32, f16 or bf16, and in GGUF also q8_0, q6_k, q4_k, q4_1 or q4_0.",
+            help=TYPE_HELP,
             show_default="q4_0 in GGUF, bf16 in a folder",
         ),
     ] = None,
@@ -39,7 +39,7 @@ def random(
         int | None, typer.Option(metavar="N", help="Only the first N layers.", show_default="all")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="S", help="The same seed gives the same bytes.", min=0)] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite DST.")] = False,
+    force: ForceOption = False,
     list_shapes: Annotated[bool, typer.Option("--list", help="Print the shapes that there are.")] = False,
     threads: ThreadsOption = None,
 ) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from math import sqrt
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from jinn.weights.block_formats import BlockFormat
 from jinn.weights.errors import WeightsError, quoted
-from jinn.weights.output import OutputTensor
+from jinn.weights.output import OutputTensor, in_order
 from jinn.weights.quantize import dequantize, quantize
 from jinn.weights.rearrange import Assembly
 
@@ -58,13 +58,10 @@ class ConvertedTensor:
         """The tensor to write; up to `num_ahead` pieces are converted in `pool` before they are needed."""
 
         def chunks() -> Iterator[npt.NDArray[np.uint8]]:
-            pending: deque[Future[tuple[npt.NDArray[np.uint8], _Errors]]] = deque()
-            for matrix, start, stop in self._ranges():
-                pending.append(pool.submit(self._convert, matrix, start, stop))
-                if len(pending) > num_ahead:
-                    yield self._finish(pending.popleft())
-            while pending:
-                yield self._finish(pending.popleft())
+            tasks = (partial(self._convert, *part) for part in self._ranges())
+            for data, errors in in_order(pool, num_ahead, tasks):
+                self._errors.add(errors)
+                yield data
             self.assembly.release()
 
         return OutputTensor(self.assembly.name, self.format, self.assembly.shape, chunks)
@@ -90,11 +87,6 @@ class ConvertedTensor:
         for matrix in range(assembly.num_matrices):
             for start in range(0, assembly.num_rows, step):
                 yield matrix, start, min(start + step, assembly.num_rows)
-
-    def _finish(self, future: Future[tuple[npt.NDArray[np.uint8], _Errors]]) -> npt.NDArray[np.uint8]:
-        data, errors = future.result()
-        self._errors.add(errors)
-        return data
 
     def _convert(self, matrix: int, start: int, stop: int) -> tuple[npt.NDArray[np.uint8], _Errors]:
         assembly = self.assembly

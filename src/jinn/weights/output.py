@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from jinn.weights.block_formats import BlockFormat
+
+_T = TypeVar("_T")
 
 Progress = Callable[[int, int], None]
 """Takes the bytes written so far, and all."""
@@ -49,3 +53,14 @@ def total_progress(tensors: Sequence[OutputTensor], progress: Progress) -> Calla
         progress(done, total)
 
     return count
+
+
+def in_order(pool: Executor, num_ahead: int, tasks: Iterable[Callable[[], _T]]) -> Iterator[_T]:
+    """What each task returns; up to `num_ahead` run in `pool` before they are needed."""
+    pending: deque[Future[_T]] = deque()
+    for task in tasks:
+        pending.append(pool.submit(task))
+        if len(pending) > num_ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()

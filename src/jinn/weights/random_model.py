@@ -6,10 +6,10 @@ neither constant nor of a single token.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from math import log, prod, sqrt
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from jinn.weights.errors import WeightsError
 from jinn.weights.file_types import FOLDER_TYPES, GGUF_TYPES, TORCH_DTYPES, file_type, gguf_type, wanted_type
 from jinn.weights.gguf_writer import write_gguf
 from jinn.weights.model_folder import write_json
-from jinn.weights.output import OutputTensor, Progress
+from jinn.weights.output import OutputTensor, Progress, in_order
 from jinn.weights.quantize import quantize
 from jinn.weights.random_blocks import random_blocks
 from jinn.weights.safetensors_writer import write_safetensors
@@ -98,17 +98,12 @@ class _RandomTensor:
     def output(self, pool: Executor, num_ahead: int, seed: int) -> OutputTensor:
         """The tensor to write; up to `num_ahead` pieces are made in `pool` before they are needed."""
 
-        def chunks() -> Iterator[npt.NDArray[np.uint8]]:
-            pending: deque[Future[npt.NDArray[np.uint8]]] = deque()
+        def tasks() -> Iterator[Callable[[], npt.NDArray[np.uint8]]]:
             for number, num_blocks in enumerate(self._pieces()):
                 rng = np.random.Generator(np.random.SFC64([seed, crc32(self.name.encode()), number]))
-                pending.append(pool.submit(self._make, rng, num_blocks))
-                if len(pending) > num_ahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+                yield partial(self._make, rng, num_blocks)
 
-        return OutputTensor(self.name, self.format, self.shape, chunks)
+        return OutputTensor(self.name, self.format, self.shape, lambda: in_order(pool, num_ahead, tasks()))
 
     def _pieces(self) -> Iterator[int]:
         """Numbers of blocks."""

@@ -18,6 +18,7 @@ from jinn.weights.block_formats import BF16, F8_E4M3, F16, F32
 from jinn.weights.errors import WeightsError, quoted
 from jinn.weights.mapped_file import MappedFile
 from jinn.weights.model_folder import file_in, parse_json_object, read_json
+from jinn.weights.shards import Shards
 from jinn.weights.tensors import TensorInfo, check_layout
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -56,7 +57,7 @@ class SafetensorsFile:
         self._file.close()
 
 
-class SafetensorsFolder:
+class SafetensorsFolder(Shards):
     """The tensors of a folder's model.safetensors, or of the shards that its index lists.
 
     Every tensor of every shard is in `tensors`. Raises WeightsError for one that the index misplaces or that
@@ -64,10 +65,8 @@ class SafetensorsFolder:
     """
 
     def __init__(self, folder: str | Path) -> None:
+        super().__init__()
         self.path = Path(folder)
-        self.tensors: dict[str, TensorInfo] = {}
-        self._shards: list[SafetensorsFile] = []
-        self._shard_of: dict[str, SafetensorsFile] = {}
         try:
             self._open()
         except BaseException:
@@ -76,26 +75,16 @@ class SafetensorsFolder:
 
     def _open(self) -> None:
         if file_in(self.path, SINGLE_FILE).exists():
-            self._add_shard(SINGLE_FILE)
+            self._add_shard(SafetensorsFile(file_in(self.path, SINGLE_FILE)))
         elif file_in(self.path, INDEX_FILE).exists():
             weight_map = _read_weight_map(self.path)
             for shard in sorted(set(weight_map.values())):
-                self._add_shard(shard)
+                self._add_shard(SafetensorsFile(file_in(self.path, shard)))
             self._check_index(weight_map)
         else:
             raise WeightsError(
                 f"{self.path}: has neither {SINGLE_FILE} nor {INDEX_FILE}{self._other_weights()}"
             )
-
-    def _add_shard(self, name: str) -> None:
-        shard = SafetensorsFile(file_in(self.path, name))
-        self._shards.append(shard)
-        for tensor in shard.tensors.values():
-            if tensor.name in self.tensors:
-                first = self._shard_of[tensor.name].path.name
-                raise WeightsError(f"{shard.path}: tensor {quoted(tensor.name)} is also in {first}")
-            self.tensors[tensor.name] = tensor
-            self._shard_of[tensor.name] = shard
 
     def _check_index(self, weight_map: dict[str, str]) -> None:
         for name, shard in weight_map.items():
@@ -108,19 +97,6 @@ class SafetensorsFolder:
     def _other_weights(self) -> str:
         pickled = sorted(path.name for path in self.path.glob("*.bin"))
         return f"; {pickled[0]} can hold code and is not read, convert it to safetensors" if pickled else ""
-
-    def data(self, name: str) -> npt.NDArray[np.uint8]:
-        """The tensor's bytes [nbytes], a read-only view of its shard. Raises KeyError for an unknown name."""
-        return self._shard_of[name].data(name)
-
-    def release(self, name: str) -> None:
-        """Drop the tensor's pages from memory; reading them again is allowed."""
-        self._shard_of[name].release(name)
-
-    def close(self) -> None:
-        """Close the files; views that were handed out stay valid."""
-        for shard in self._shards:
-            shard.close()
 
     def __enter__(self) -> Self:
         return self
