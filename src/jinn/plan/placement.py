@@ -105,26 +105,23 @@ class Search:
 
     def shared(self, placement: Placement) -> Choice | Rejection:
         """An instance that reads and generates, at the most sequences that the targets leave."""
+        fitting = self._fitting(placement)
+        return fitting if isinstance(fitting, Rejection) else self._largest(*fitting)
+
+    def _fitting(self, placement: Placement) -> tuple[Instance, int] | Rejection:
+        """An instance, and the most sequences of a rank that its memory and the settings leave room for."""
         reason = self.check(placement)
         if reason:
             return Rejection(placement, reason)
-        instance = self.instance(placement)
-        fitting = self._fitting(instance)
-        if isinstance(fitting, Rejection):
-            return fitting
-        return self._largest(instance, fitting)
-
-    def _fitting(self, instance: Instance) -> int | Rejection:
-        positions = self.workload.decode_context
+        instance, positions = self.instance(placement), self.workload.decode_context
         most = instance.max_num_seqs(positions)
         if most < 1:
             need = sum(instance.memory(1, positions).values())
             has = instance.machine.chip.fact("memory")
             return Rejection(
-                instance.placement,
-                f"one sequence needs {short(need)}B of memory per chip, which has {short(has)}B",
+                placement, f"one sequence needs {short(need)}B of memory per chip, which has {short(has)}B"
             )
-        return min(int(most), self.max_num_seqs)
+        return instance, min(int(most), self.max_num_seqs)
 
     def _largest(self, instance: Instance, most: int) -> Choice | Rejection:
         """The most sequences whose choice meets the targets: throughput and times both grow with them."""
@@ -151,16 +148,9 @@ class Search:
                 f"more than {duration(token_target)}",
             )
         ranks = instance.placement.dp
-        rate = load.request_rate * targets.load
-        queue = self._ranks(ranks, rate)
-        wait = first_token(instance, self.workload, rate * queue, num_seqs * targets.load, queue)
-        seconds = wait.percentile(targets.percentile) if wait else float("inf")
-        if targets.first_token is not None and seconds > targets.first_token:
-            return Rejection(
-                instance.placement,
-                f"{duration(seconds)} to the first token at {targets.percentile:.0%}, "
-                f"more than {duration(targets.first_token)}",
-            )
+        seconds = self._first_token(instance, load.request_rate * targets.load, num_seqs * targets.load)
+        if rejection := self._late(instance.placement, seconds):
+            return rejection
         return Choice(
             instance=instance,
             num_seqs=num_seqs,
@@ -175,34 +165,38 @@ class Search:
             / max(1 - load.prefill_share, 1e-12),
         )
 
-    def _ranks(self, of_instance: int, request_rate: float) -> int:
-        """Ranks that share a queue: the fleet's, of which each takes `request_rate`, or one instance's."""
-        return max(of_instance, min(1000, int(self.request_rate / request_rate)))
+    def _first_token(self, instance: Instance, request_rate: float, num_seqs: float) -> float:
+        """Seconds to it at the targets' percentile where each rank takes `request_rate`.
+
+        Ranks share a queue: the fleet's, or one instance's.
+        """
+        ranks = max(instance.placement.dp, min(1000, int(self.request_rate / request_rate)))
+        wait = first_token(instance, self.workload, request_rate * ranks, num_seqs, ranks)
+        return wait.percentile(self.targets.percentile) if wait else float("inf")
+
+    def _late(self, placement: Placement, seconds: float) -> Rejection | None:
+        """The rejection of what takes so long to the first token, if that is too long."""
+        target = self.targets.first_token
+        if target is None or seconds <= target:
+            return None
+        return Rejection(
+            placement,
+            f"{duration(seconds)} to the first token at {self.targets.percentile:.0%}, "
+            f"more than {duration(target)}",
+        )
 
     def reading(self, placement: Placement) -> Choice | Rejection:
         """An instance that only reads prompts and hands their keys and values over."""
-        reason = self.check(placement)
-        if reason:
-            return Rejection(placement, reason)
-        instance = self.instance(placement)
-        fitting = self._fitting(instance)
+        fitting = self._fitting(placement)
         if isinstance(fitting, Rejection):
             return fitting
+        instance, _ = fitting
         rate = instance.prefill_rate(self.workload)
         request_rate = self.targets.load * rate / self.workload.new_tokens / placement.dp
-        queue = self._ranks(placement.dp, request_rate)
-        wait = first_token(instance, self.workload, request_rate * queue, 0, queue)
         handed = self.workload.input_tokens * self.shape.kv_bytes_per_token
-        seconds = (wait.percentile(self.targets.percentile) if wait else float("inf")) + self._handover(
-            handed
-        )
-        target = self.targets.first_token
-        if target is not None and seconds > target:
-            return Rejection(
-                placement,
-                f"{duration(seconds)} to the first token at {self.targets.percentile:.0%}, "
-                f"more than {duration(target)}",
-            )
+        seconds = self._first_token(instance, request_rate, 0) + self._handover(handed)
+        if rejection := self._late(placement, seconds):
+            return rejection
         return Choice(
             instance=instance,
             num_seqs=0,
@@ -220,14 +214,8 @@ class Search:
 
     def generating(self, placement: Placement) -> Choice | Rejection:
         """An instance that only generates."""
-        reason = self.check(placement)
-        if reason:
-            return Rejection(placement, reason)
-        instance = self.instance(placement)
-        fitting = self._fitting(instance)
-        if isinstance(fitting, Rejection):
-            return fitting
-        return self._most_generating(instance, fitting)
+        fitting = self._fitting(placement)
+        return fitting if isinstance(fitting, Rejection) else self._most_generating(*fitting)
 
     def _most_generating(self, instance: Instance, most: int) -> Choice | Rejection:
         context, target = self.workload.decode_context, self.targets.token
