@@ -5,6 +5,7 @@ import pytest
 from jinn.weights import hub
 from jinn.weights.errors import WeightsError
 from jinn.weights.model_store import ModelFile, PulledModel, begin_pull, finish_pull, pull_lock
+from jinn.weights.packed import PackedFile, packed_folder, packed_path
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +35,22 @@ def test_list_and_rm(run, fail):
     assert run("rm", "hf:owner/b").exit_code == 0
     assert [line.split()[0] for line in run("list").stdout.splitlines()] == ["owner/a:model.gguf"]
     assert "'hf:owner/b' is not pulled" in fail("rm", "hf:owner/b")
+
+
+def test_packed_experts_are_counted_and_go_with_their_model(run, fail, tmp_path):
+    pulled, own = keep("owner/a").path, tmp_path / "own.gguf"
+    own.touch()
+    for path in (pulled, own):
+        sizes = {"experts": 5000}
+        with PackedFile(packed_path(packed_folder(), path, sizes), "key", sizes) as file:
+            file.seal("experts")
+            file.finish()
+    assert "packed experts take 24.6 kB in" in run("list").stderr
+    assert run("rm", "owner/a").exit_code == 0
+    assert run("rm", own).exit_code == 0
+    assert own.exists()
+    assert not list(packed_folder().glob("*.packed"))
+    assert "no packed experts are kept" in fail("rm", own)
 
 
 def test_pull_tells_what_it_got(run, monkeypatch):

@@ -23,8 +23,9 @@ def pull(name: NameArgument) -> None:
 
 
 def list_() -> None:
-    """List the models that were pulled."""
+    """List the models that were pulled, and what packed experts of mixtures take."""
     from jinn.weights.model_store import list_models
+    from jinn.weights.packed import packed_folder
 
     models = list_models()
     width = max((len(model.name) for model in models), default=0)
@@ -32,10 +33,18 @@ def list_() -> None:
         print(f"{model.name:<{width}}  {format_size(model.size):>9}  {model.revision[:12]}")
     if not models:
         print("no models are pulled", file=sys.stderr)
+    packed = sum(path.stat().st_size for path in packed_folder().glob("*.packed"))
+    if packed:
+        print(f"packed experts take {format_size(packed)} in {packed_folder()}", file=sys.stderr)
 
 
-def rm(name: NameArgument) -> None:
-    """Delete a model that was pulled."""
+def rm(
+    name: Annotated[
+        str,
+        typer.Argument(help="A model that was pulled, by its name, or the path of one that was not."),
+    ],
+) -> None:
+    """Delete a model that was pulled, and the packed experts kept of any."""
     from jinn.weights.model_store import remove_model
 
     remove_model(name)

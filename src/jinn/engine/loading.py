@@ -30,7 +30,7 @@ from jinn.ops.protocol import IntArray
 from jinn.sizes import format_size
 from jinn.weights.checkpoint import Checkpoint, open_checkpoint
 from jinn.weights.errors import WeightsError
-from jinn.weights.packed import PackedFile, packed_key
+from jinn.weights.packed import PackedFile, packed_folder, packed_key, packed_path
 
 if TYPE_CHECKING:
     from jinn.text.tokenizer import Tokenizer
@@ -76,7 +76,7 @@ def _packed_folder(
     needed, available = footprint(sources.values()), available_memory()
     if not needed.experts or needed.fits(config.cache_memory, available):
         return None, ()
-    folder = env.home() / "packed"
+    folder = packed_folder()
     read = needed.uncached_per_token(config.cache_memory, available)
     seconds = read / disk_speed(checkpoint.largest_file)
     note = (
@@ -202,8 +202,8 @@ def open_packed_file(
             sizes[name] = _native.packed_nbytes(source.format.name, prod(experts), rows, cols)
     stats = map(os.stat, checkpoint.files)
     versions = [(status.st_size, status.st_mtime_ns, status.st_ino) for status in stats]
-    key = packed_key(_native.layout_id, fingerprint(checkpoint, ""), versions, list(sizes))
-    return PackedFile(folder, key, sizes)
+    key = packed_key(_native.layout_id, fingerprint(checkpoint, ""), versions)
+    return PackedFile(packed_path(folder, checkpoint.path, sizes), key, sizes)
 
 
 def _is_expert(source: ParameterSource) -> bool:

