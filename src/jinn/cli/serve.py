@@ -154,6 +154,12 @@ def serve(
             metavar="S", help="Unload a model of several that was unused so long.", show_default="never"
         ),
     ] = None,
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Send OpenTelemetry traces there; needs jinn[otel].", show_default=False
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -194,6 +200,7 @@ def serve(
         "chat_template": chat_template,
         "model_memory": model_memory,
         "idle_seconds": idle_seconds,
+        "otlp_traces_endpoint": otlp_traces_endpoint,
         "log_level": log_level,
     }
     settings = read_settings(config) if config else {}

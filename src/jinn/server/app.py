@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -30,6 +30,9 @@ from jinn.server.routes import (
     tokenize,
 )
 
+if TYPE_CHECKING:
+    from jinn.server.tracing import Tracer
+
 _APIS = (health, model_list, chat, completions, responses, messages, embeddings, rerank, tokenize, page)
 ROUTES: list[GuardedRoute] = [route for api in _APIS for route in api.ROUTES]
 
@@ -37,10 +40,10 @@ ROUTES: list[GuardedRoute] = [route for api in _APIS for route in api.ROUTES]
 class App(Starlette):
     """The API in front of `models`; its OpenAPI document is made only when asked for."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, tracer: Tracer | None = None) -> None:
         super().__init__(
             routes=ROUTES,
-            middleware=_middleware(models.config),
+            middleware=_middleware(models.config, tracer),
             exception_handlers={errors.APIError: _api_error, HTTPException: _http_exception},
         )
         self.router.redirect_slashes = False  # the redirect would be built from the Host header
@@ -60,9 +63,12 @@ class App(Starlette):
         return self._document
 
 
-def _middleware(config: ServerConfig) -> list[Middleware]:
+def _middleware(config: ServerConfig, tracer: Tracer | None) -> list[Middleware]:
     """The outermost first."""
-    layers = [Middleware(RequestMiddleware), Middleware(HostMiddleware, hosts=config.hosts)]
+    layers = [
+        Middleware(RequestMiddleware, tracer=tracer),
+        Middleware(HostMiddleware, hosts=config.hosts),
+    ]
     if config.allowed_origins:
         from starlette.middleware.cors import CORSMiddleware
 

@@ -40,6 +40,7 @@ class ServerConfig:
     idle_seconds: float | None = None  # after which an unused model of several is unloaded
     max_queue: int = 1024  # requests beyond those that run; more get 429
     tool_format: ToolFormatName = "auto"  # how the model writes calls; auto: as its chat template shows
+    otlp_traces_endpoint: str | None = None  # a URL that takes traces; needs the extra `otel`
     reasoning_field: ReasoningField = "reasoning_content"  # that holds thoughts in answers
 
     def __post_init__(self) -> None:
@@ -64,6 +65,11 @@ class ServerConfig:
             raise ValueError(f"model_memory must be at least 1, not {self.model_memory}")
         if not 0 <= self.max_queue <= 1_000_000:
             raise ValueError(f"max_queue must be between 0 and 1000000, not {self.max_queue}")
+        endpoint = self.otlp_traces_endpoint
+        if endpoint is not None and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", endpoint):
+            raise ValueError(
+                f"otlp_traces_endpoint must be like http://127.0.0.1:4318/v1/traces, not {endpoint}"
+            )
         for origin in self.allowed_origins:
             if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
                 raise ValueError(f"allowed_origins must be like https://chat.example, not {origin}")

@@ -28,7 +28,7 @@ from jinn.engine.messages import (
 from jinn.engine.messages import Failed as EngineFailed
 from jinn.server import errors
 from jinn.server.interfaces import Engine
-from jinn.server.metrics import Metrics
+from jinn.server.metrics import Metrics, Phase
 from jinn.text.choice import Choice, Delta, TokenEntry, echoed_entries
 from jinn.text.message_parser import MessageParser
 from jinn.text.tokenizer import Tokenizer
@@ -148,6 +148,11 @@ class Generation:
             accepted_tokens=self._num_accepted_tokens,
             reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self._choices),
         )
+
+    @property
+    def phases(self) -> list[Phase]:
+        """How the request spent its time."""
+        return self._timer.phases
 
     def _start(self) -> None:
         self._schedule_ping()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -13,6 +14,15 @@ from jinn.engine.messages import EngineStats
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0)
 _LONG_SECONDS = (*_SECONDS[5:], 30.0, 40.0, 60.0, 120.0, 240.0, 480.0, 960.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of a request's time; both ends are time.monotonic()."""
+
+    name: str  # queue | prefill | decode
+    start: float
+    end: float
 
 
 class Metrics:
@@ -77,6 +87,22 @@ class RequestTimer:
             self._first_token_at = now
             self._metrics.time_to_first_token.observe(now - self._arrived_at)
             self._metrics.prefill_time.observe(now - (self._prefill_at or now))
+
+    @property
+    def phases(self) -> list[Phase]:
+        """What has been gone through so far; the last one ends now, or with the last token."""
+        ends = {
+            "queue": self._prefill_at,
+            "prefill": self._first_token_at,
+            "decode": max(self._last_token_at.values(), default=None),
+        }
+        phases, start = [], self._arrived_at
+        for name, end in ends.items():
+            phases.append(Phase(name, start, time.monotonic() if end is None else end))
+            if end is None:
+                break
+            start = end
+        return phases
 
     def finish(self) -> None:
         now = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -13,15 +13,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jinn.server import errors
 
+if TYPE_CHECKING:
+    from jinn.server.tracing import Tracer
+
 logger = logging.getLogger("jinn.server")
 access_logger = logging.getLogger("jinn.access")
+
+
+_PROBES = ("/health", "/ready", "/metrics")  # routes that are asked all the time
 
 
 class RequestMiddleware:
     """Gives a request its id, and the client an answer even where the app raised."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, tracer: Tracer | None = None) -> None:
         self.app = app
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -50,7 +57,10 @@ class RequestMiddleware:
         finally:
             if release := scope["state"].get("release"):
                 release()  # see Models.acquire
-            _log_access(scope, status or 499, time.monotonic() - arrived_at)
+            ended_at = time.monotonic()
+            _log_access(scope, status or 499, ended_at - arrived_at)
+            if self._tracer is not None and _route(scope) not in (None, *_PROBES):
+                self._tracer.record(scope, status or 499, ended_at)
 
 
 class HostMiddleware:
@@ -90,9 +100,15 @@ async def send_error(error: errors.APIError, scope: Scope, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+def _route(scope: Scope) -> str | None:
+    """The route's template; None where there is no such route."""
+    path: str | None = getattr(scope.get("route"), "path", None)
+    return path
+
+
 def _log_access(scope: Scope, status: int, seconds: float) -> None:
     """One line per request: the route's template, never the raw path, body or a header."""
-    route = getattr(scope.get("route"), "path", None)
+    route = _route(scope)
     fields: dict[str, Any] = {
         "request_id": scope["state"]["request_id"],
         "key": scope["state"].get("key_name"),
@@ -106,5 +122,5 @@ def _log_access(scope: Scope, status: int, seconds: float) -> None:
         fields["prompt_tokens"] = usage.prompt_tokens
         fields["cached_tokens"] = usage.cached_tokens
         fields["completion_tokens"] = usage.completion_tokens
-    level = logging.DEBUG if route in ("/health", "/ready", "/metrics") else logging.INFO
+    level = logging.DEBUG if route in _PROBES else logging.INFO
     access_logger.log(level, "request", extra=fields)

@@ -6,10 +6,11 @@ The engine starts first and loads while this process imports the web stack, so t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from jinn.server.limits import WRITE_SECONDS
 if TYPE_CHECKING:
     from jinn.server.models import ServedModel
     from jinn.server.service import ModelCard, Service
+    from jinn.server.tracing import Tracer
 
 logger = logging.getLogger("jinn.server")
 
@@ -35,7 +37,7 @@ def serve(
 
     With `more_models`, paths by name, each of them and the model of `engine_config` is loaded when it is
     asked for. Raises OSError where the address is taken, ValueError where the only model's tokenizer or
-    template is bad, and EngineError where its engine cannot start.
+    template is bad or OpenTelemetry is missing, and EngineError where its engine cannot start.
     """
     configure_logging(config.log_level)
     asyncio.run(_serve(config, engine_config, more_models or {}))
@@ -55,7 +57,8 @@ async def _serve(config: ServerConfig, engine_config: EngineConfig, more_models:
         else:
             models = Models(config, served_models(config, engine_config, more_models))
         logger.info("listening on %s", _address(config, listener))
-        await listen(App(models), models, listener)
+        async with tracing(config.otlp_traces_endpoint) as tracer:
+            await listen(App(models, tracer), models, listener)
     finally:
         listener.close()
         if config.unix_socket:
@@ -64,6 +67,26 @@ async def _serve(config: ServerConfig, engine_config: EngineConfig, more_models:
             await models.close()
         elif engine is not None:
             await engine.close()
+
+
+@contextlib.asynccontextmanager
+async def tracing(endpoint: str | None) -> AsyncIterator[Tracer | None]:
+    """What sends traces to a URL, if to any, and in the end what is left of them.
+
+    Raises ValueError where OpenTelemetry is not installed.
+    """
+    if endpoint is None:
+        yield None
+        return
+    try:
+        from jinn.server.tracing import Tracer
+    except ImportError:
+        raise ValueError("otlp_traces_endpoint needs OpenTelemetry: pip install 'jinn[otel]'") from None
+    tracer = Tracer.to(endpoint)
+    try:
+        yield tracer
+    finally:
+        await asyncio.to_thread(tracer.close)
 
 
 async def start_engine(engine_config: EngineConfig) -> EngineClient:

@@ -105,7 +105,7 @@ class GenerationResponse(Response):
         finally:
             watcher.cancel()
             self._service.release(generation)
-            scope["state"]["usage"] = generation.usage
+            scope["state"].update(usage=generation.usage, phases=generation.phases)
 
     async def _send_events(self, generation: Generation, send: Send) -> None:
         chunk = self._wire.chunk
