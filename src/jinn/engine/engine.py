@@ -31,6 +31,7 @@ from jinn.engine.scheduler import Chunk, Scheduler, SchedulerConfig
 from jinn.engine.scoring import SCRATCH_TENANT, Scorer
 from jinn.engine.sequence import Sequence
 from jinn.engine.states import StatePool
+from jinn.engine.step_times import StepTimes
 from jinn.ops.protocol import IntArray
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _COMPILE_WAIT_SECONDS = 0.01  # of a step that has nothing else to do
-_MIN_TIMED_TOKENS = 16  # a step with fewer prompt tokens says little of the speed of prefill
 
 
 class Engine:
@@ -73,7 +73,7 @@ class Engine:
         self._requests: dict[str, list[Sequence]] = {}  # the choices that have not ended
         self._arrivals = 0
         self._ended: list[TokenOutput] = []  # outside of a step, to be told by the next
-        self._prefill_speed: float | None = None  # tokens per ms
+        self._step_times, self._max_step_ms = StepTimes(), config.max_step_ms
         self._num_prompt_tokens = self._num_generation_tokens = self._num_steps = 0
         self._num_drafts = self._num_draft_tokens = self._num_accepted_tokens = 0
         self._step_seconds = 0.0
@@ -160,7 +160,7 @@ class Engine:
         started = perf_counter()
         if self._grammars is not None and self._grammars.has_work:
             self._admit_compiled(self._grammars)
-        chunks = self._scheduler.schedule(self._prefill_speed)
+        chunks = self._scheduler.schedule(self._num_tokens_beside_others)
         outputs, self._ended = self._ended, []
         prefilling = []
         for chunk, tokens in zip(chunks, self._compute(chunks), strict=True):
@@ -208,9 +208,9 @@ class Engine:
         if not self._scorer.has_work:
             return ()
         num_tokens = self._scheduler.config.max_num_batched_tokens
-        if not is_alone and self._prefill_speed is not None:
-            num_tokens = min(num_tokens, int(self._prefill_speed * self._scheduler.config.max_step_ms))
-        output = self._scorer.step(max(num_tokens, 1), is_alone=is_alone)
+        if not is_alone:
+            num_tokens = min(num_tokens, self._num_tokens_beside_others)
+        output = self._scorer.step(num_tokens, is_alone=is_alone)
         return () if output is None else (output,)
 
     def logits(self, token_ids: IntArray) -> npt.NDArray[np.float32]:
@@ -264,15 +264,15 @@ class Engine:
             return [tokens for chunk in chunks for tokens in self._compute([chunk])]
         if len(drawn) != len(rows):
             raise IntegrityError(f"the runner drew {len(drawn)} tokens for {len(rows)} rows")
-        self._time_prefill(chunks, perf_counter() - started)
+        if num_prompt_tokens := sum(chunk.num_tokens for chunk in chunks if chunk.stop - chunk.start > 1):
+            self._step_times.note(num_prompt_tokens, (perf_counter() - started) * 1e3)
         tokens = iter(drawn)
         return [list(islice(tokens, chunk.is_last + len(chunk.drafts))) for chunk in chunks]
 
-    def _time_prefill(self, chunks: list[Chunk], seconds: float) -> None:
-        num_tokens = sum(chunk.num_tokens for chunk in chunks)
-        if num_tokens - len(chunks) >= _MIN_TIMED_TOKENS:
-            speed = num_tokens / (seconds * 1e3)
-            self._prefill_speed = (speed + (self._prefill_speed or speed)) / 2
+    @property
+    def _num_tokens_beside_others(self) -> int:
+        """Prompt tokens that a step may read while others wait for their next token."""
+        return self._step_times.most_tokens(self._max_step_ms)
 
     def _take(self, chunk: Chunk, tokens: list[SampledToken]) -> TokenOutput:
         """Give a sequence the tokens drawn while its drafts were right, or end it for what went wrong."""
@@ -420,5 +420,5 @@ def _fit(runner: Runner, info: ModelInfo, config: EngineConfig) -> tuple[Schedul
     if max_num_seqs > runner.num_blocks:
         max_num_seqs = runner.num_blocks
         notes.append(f"max_num_seqs is {max_num_seqs}, the blocks that fit into cache_memory")
-    limits = SchedulerConfig(max_num_seqs, config.max_num_batched_tokens, max_model_len, config.max_step_ms)
+    limits = SchedulerConfig(max_num_seqs, config.max_num_batched_tokens, max_model_len)
     return limits, tuple(notes)

@@ -31,13 +31,11 @@ class SchedulerConfig:
         int  # of one step; but each sequence that generates gets one, and prompts at least one
     )
     max_model_len: int  # tokens of prompt and output together
-    max_step_ms: float  # aimed at by steps that read a prompt while others generate
 
     def __post_init__(self) -> None:
         check_range("max_num_seqs", self.max_num_seqs, 1, 65536)
         check_range("max_num_batched_tokens", self.max_num_batched_tokens, 1, 2**20)
         check_range("max_model_len", self.max_model_len, 2, 2**31 - 1)
-        check_range("max_step_ms", self.max_step_ms, 1.0, 1e6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +102,15 @@ class Scheduler:
         self._enqueue(leader)
         self._follow(leader, followers)
 
-    def schedule(self, prefill_speed: float | None) -> list[Chunk]:
+    def schedule(self, num_tokens_beside_others: int) -> list[Chunk]:
         """The next step's chunks, at most one per sequence; empty only when there is no work.
 
-        `prefill_speed` is the measured tokens per ms. It limits prompt tokens so that a step in which others
-        generate takes about `max_step_ms`.
+        So many prompt tokens, at least 1, are read at most in a step in which others generate.
         """
         chunks = self._schedule_decodes()
         budget = self.config.max_num_batched_tokens - sum(chunk.num_tokens for chunk in chunks)
-        if chunks and prefill_speed is not None:
-            budget = min(budget, int(prefill_speed * self.config.max_step_ms))
+        if chunks:
+            budget = min(budget, num_tokens_beside_others)
         budget = max(budget, 1)
         for sequence in self.running:
             if sequence.num_uncomputed_tokens > 1 and budget:
