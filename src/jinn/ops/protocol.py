@@ -3,6 +3,7 @@
 A value is a 2-D float tensor `[tokens, features]`. The tokens of all sequences are packed end to end, for
 training and for serving alike. Heads are attributes of an op: head `h` of `n` occupies columns `h * d` to
 `(h + 1) * d`. `reference.py` is the definition of each op; `native.py` records them for the C++ kernels.
+A parameter node's `weight` is a torch tensor for one and a PackedTensor for the other; both have `.shape`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 Value = TypeVar("Value")
-Weight = Any  # what a parameter node's `weight` holds: a torch tensor or a PackedTensor; both have `.shape`
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 

@@ -20,7 +20,6 @@ from jinn.weights.model_folder import file_in, read_json
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 
 _TOKENIZER, _CONFIG, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
-FILES = (_TOKENIZER, _CONFIG, _TEMPLATE)
 _PREFIX = "tokenizer.ggml."
 _TEMPLATE_KEY = "tokenizer.chat_template"
 
