@@ -51,11 +51,8 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, Model
         pool = _native.ThreadPool(config.num_threads or _native.default_num_threads())
         kernels = _native.choose_kernels(env.isa() or "")
         sources = parameter_sources(model, checkpoint)
-        folder, notes = _packed_folder(sources, checkpoint, config)
-        is_kept = _is_expert if config.packed_cache is None else _is_matrix
-        with (
-            open_packed_file(sources, checkpoint, folder, is_kept) if folder else nullcontext() as packed_file
-        ):
+        packed_file, notes = _packed_file(sources, checkpoint, config)
+        with packed_file or nullcontext():
             if config.verify and packed_file is not None and packed_file.is_whole:
                 packed_file.verify()
             parameters = load_parameters(sources, pool, progress, packed_file)
@@ -67,12 +64,13 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, Model
     return NativeRunner(programs, cache, states, model.vocab_size), info
 
 
-def _packed_folder(
+def _packed_file(
     sources: Mapping[str, ParameterSource], checkpoint: Checkpoint, config: EngineConfig
-) -> tuple[Path | None, tuple[str, ...]]:
+) -> tuple[PackedFile | None, tuple[str, ...]]:
     """Where to keep packed weights, and a note if that is because experts do not fit into memory."""
     if config.packed_cache is not None:
-        return Path(config.packed_cache), ()
+        matrices = {name: source for name, source in sources.items() if source.spec.is_packed}
+        return open_packed_file(matrices, checkpoint, Path(config.packed_cache)), ()
     needed, available = footprint(sources.values()), available_memory()
     if not needed.experts or needed.fits(config.cache_memory, available):
         return None, ()
@@ -85,7 +83,8 @@ def _packed_folder(
         f"for a token about {format_size(read)}, which takes this disk {seconds:.2g} s"
     )
     logger.warning("%s", note)  # now: packing them takes minutes
-    return folder, (note,)
+    experts = {name: source for name, source in sources.items() if source.is_expert}
+    return open_packed_file(experts, checkpoint, folder), (note,)
 
 
 def _model(checkpoint: Checkpoint, config: EngineConfig) -> Model:
@@ -189,29 +188,17 @@ def load_parameters(
 
 
 def open_packed_file(
-    sources: Mapping[str, ParameterSource],
-    checkpoint: Checkpoint,
-    folder: Path,
-    is_kept: Callable[[ParameterSource], bool],
+    sources: Mapping[str, ParameterSource], checkpoint: Checkpoint, folder: Path
 ) -> PackedFile:
-    """The file in `folder` that keeps such packed parameters of this checkpoint as it is now."""
+    """The file in `folder` that keeps these parameters, packed, of the checkpoint as it is now."""
     sizes = {}
     for name, source in sources.items():
-        if is_kept(source):
-            *experts, rows, cols = source.spec.shape
-            sizes[name] = _native.packed_nbytes(source.format.name, prod(experts), rows, cols)
+        *experts, rows, cols = source.spec.shape
+        sizes[name] = _native.packed_nbytes(source.format.name, prod(experts), rows, cols)
     stats = map(os.stat, checkpoint.files)
     versions = [(status.st_size, status.st_mtime_ns, status.st_ino) for status in stats]
     key = packed_key(_native.layout_id, fingerprint(checkpoint, ""), versions)
     return PackedFile(packed_path(folder, checkpoint.path, sizes), key, sizes)
-
-
-def _is_expert(source: ParameterSource) -> bool:
-    return source.is_expert
-
-
-def _is_matrix(source: ParameterSource) -> bool:
-    return source.spec.is_packed
 
 
 def _keep(name: str, source: ParameterSource, pool: _native.ThreadPool, packed_file: PackedFile) -> Any:
