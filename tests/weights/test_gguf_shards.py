@@ -41,6 +41,7 @@ def test_any_part_opens_all(tmp_path, given):
         assert checkpoint.architecture == "llama"
         assert checkpoint.config_source["general.name"] == "in parts"
         assert list(checkpoint.tensors) == list(TENSORS)
+        assert checkpoint.files == paths
         for name, values in TENSORS.items():
             checkpoint.check_finite(name)
             assert bytes(checkpoint.data(name)) == values.tobytes()

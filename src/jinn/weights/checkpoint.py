@@ -28,6 +28,9 @@ class TensorSource(Protocol):
 
     tensors: dict[str, TensorInfo]
 
+    @property
+    def files(self) -> list[Path]: ...
+
     def data(self, name: str) -> npt.NDArray[np.uint8]: ...
 
     def release(self, name: str) -> None: ...
@@ -53,7 +56,7 @@ class Checkpoint:
     @property
     def files(self) -> list[Path]:
         """The files that hold the tensors."""
-        return [self.path] if self.kind == "gguf" else sorted(self.path.glob("*.safetensors"))
+        return self.source.files
 
     @property
     def largest_file(self) -> Path:

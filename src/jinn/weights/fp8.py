@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -84,6 +85,11 @@ class BF16Folder:
             raise WeightsError(
                 f"{where}, whose scales must be floats {list(expected)}, not {list(scales.shape)}"
             )
+
+    @property
+    def files(self) -> list[Path]:
+        """The folder's."""
+        return self._folder.files
 
     def data(self, name: str) -> ByteArray:
         """The tensor's bytes [nbytes], read-only. Raises KeyError for an unknown name, ValueError for NaN."""

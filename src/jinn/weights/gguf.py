@@ -71,6 +71,11 @@ class GGUFFile:
             self._file.close()
             raise
 
+    @property
+    def files(self) -> list[Path]:
+        """The one file, as `Shards` has several."""
+        return [self.path]
+
     def data(self, name: str) -> npt.NDArray[np.uint8]:
         """The tensor's bytes [nbytes], a read-only view of the map. Raises KeyError for an unknown name."""
         tensor = self.tensors[name]

@@ -33,6 +33,11 @@ class Shards:
         self._shards: list[Shard] = []
         self._shard_of: dict[str, Shard] = {}
 
+    @property
+    def files(self) -> list[Path]:
+        """All files, in order."""
+        return [shard.path for shard in self._shards]
+
     def _add_shard(self, shard: Shard) -> None:
         """Take over an open file. Raises WeightsError for a tensor that another has too."""
         self._shards.append(shard)
