@@ -50,6 +50,15 @@ async def test_tokenize_of_a_conversation(client: httpx.AsyncClient) -> None:
     assert answer["token_strs"] is None
 
 
+async def test_names_of_a_conversations_tokens(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/tokenize", json=chat_body(return_token_strs=True))).json()
+    assert "".join(answer["token_strs"]) == "user:Hello\n"
+    assert (await client.post("/tokenize", json=chat_body(return_token_strs=None))).status_code == 200
+    response = await client.post("/tokenize", json={**chat_body(), "return_token_strs": "no"})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "return_token_strs"
+
+
 async def test_embeddings(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     body = {"input": ["abc", "x"], "encoding_format": "float"}
     answer = (await client.post(EMBEDDINGS, json=body)).json()

@@ -50,10 +50,8 @@ class Report:
             f"<td>{result.outcome}<td>{html.escape(result.detail)}\n"
             for result in self.results
         )
-        counts = ", ".join(f"{self.counts[outcome]} {outcome}" for outcome in (PASSED, FAILED, SKIPPED))
-        return _PAGE.format(
-            url=html.escape(self.base_url), model=html.escape(self.model), counts=counts, rows=rows
-        )
+        url, model = html.escape(self.base_url), html.escape(self.model)
+        return _PAGE.format(url=url, model=model, counts=self.summary, rows=rows)
 
     def to_text(self) -> str:
         """A line for each check that did not pass, and the counts."""

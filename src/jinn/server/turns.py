@@ -117,13 +117,14 @@ async def prepare_turn(service: Service, request: TurnRequest, sampling: Samplin
 
 def _thinking_ids(service: Service, *, is_thinking: bool, is_wanted: bool | None) -> ThinkingIds:
     """See `ThinkingIds`."""
-    reasoning, added_tokens = service.chat_format.reasoning, service.tokenizer.added_tokens
+    reasoning = service.chat_format.reasoning
     if reasoning is None or (is_wanted is False and not is_thinking):
         return NO_THINKING
-    start, end = added_tokens.get(reasoning.start), added_tokens.get(reasoning.end)
-    if start is None or end is None:
+    tag_ids = reasoning.tag_ids(service.tokenizer)
+    if tag_ids is None:
         return None if is_thinking else NO_THINKING
-    return (None if is_thinking else start.id), end.id
+    start_id, end_id = tag_ids
+    return (None if is_thinking else start_id), end_id
 
 
 def _check_tools(service: Service, request: TurnRequest) -> None:
@@ -193,15 +194,15 @@ def _max_thinking_tokens(service: Service, request: TurnRequest, *, is_wanted: b
 def _thinking_budget(
     service: Service, reasoning: ReasoningFormat, max_tokens: int, *, is_thinking: bool
 ) -> ThinkingBudget:
-    tokenizer = service.tokenizer
-    start, end = (tokenizer.added_tokens.get(tag) for tag in (reasoning.start, reasoning.end))
-    if start is None or end is None:
+    tag_ids = reasoning.tag_ids(service.tokenizer)
+    if tag_ids is None:
         raise errors.invalid_value(
             "thinking_budget",
             "'thinking_budget': this model's thoughts do not end with a token of their own.",
         )
-    closing_ids = tuple(tokenizer.encode(reasoning.closing, add_bos=False))
-    return ThinkingBudget(max_tokens, None if is_thinking else start.id, end.id, closing_ids)
+    start_id, end_id = tag_ids
+    closing_ids = tuple(service.tokenizer.encode(reasoning.closing, add_bos=False))
+    return ThinkingBudget(max_tokens, None if is_thinking else start_id, end_id, closing_ids)
 
 
 def _num_characters(request: TurnRequest) -> int:

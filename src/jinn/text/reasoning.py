@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from jinn.text.cursor import NO_TAGS, Cursor, Running, Steps, Tags, each
 from jinn.text.message import ContentDelta, Part, ReasoningDelta
+from jinn.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,11 @@ class ReasoningFormat:
         if is_continued:
             return prompt_end.rfind(self.start) > prompt_end.rfind(self.end)
         return prompt_end.rstrip().endswith(self.start)
+
+    def tag_ids(self, tokenizer: Tokenizer) -> tuple[int, int] | None:
+        """The ids of the tags, where each is a token of its own."""
+        start, end = tokenizer.added_tokens.get(self.start), tokenizer.added_tokens.get(self.end)
+        return None if start is None or end is None else (start.id, end.id)
 
 
 def find_reasoning_format(template: str) -> ReasoningFormat | None:

@@ -19,14 +19,17 @@ from jinn.server.turns import prepare_turn
 from jinn.server.wire import token_text
 
 
-class TokenizeRequest(Strict):
+class _Naming(Strict):
+    return_token_strs: bool = Field(False, description="Name each token's text.")
+
+
+class TokenizeRequest(_Naming):
     """A text; or, in its place, `messages` and all that chat completions know."""
 
     model: str = limited("model", "The served name, the file's name, or 'default'.", "default")
     prompt: str = Field(description="The text.")
     parse_special: bool = Field(True, description="Text of control tokens becomes those tokens.")
     add_special_tokens: bool = Field(True, description="Begin as the model expects.")
-    return_token_strs: bool = Field(False, description="Name each token's text.")
 
 
 class DetokenizeRequest(Strict):
@@ -35,6 +38,7 @@ class DetokenizeRequest(Strict):
     skip_special_tokens: bool = Field(False, description="Leave control tokens out.")
 
 
+_NAMING_COLUMNS = Columns(frozenset(_Naming.model_fields), {}, {})
 TOKENIZE_COLUMNS = Columns(frozenset(TokenizeRequest.model_fields), ACCEPTED_READING, {})
 DETOKENIZE_COLUMNS = Columns(frozenset(DetokenizeRequest.model_fields), ACCEPTED_READING, {})
 
@@ -45,8 +49,9 @@ async def tokenize(request: Request) -> Response:
     models.admit()
     ignored = models.ignored_fields()
     body = await read_json_object(request)
-    is_named = bool(body.pop("return_token_strs", False)) if "messages" in body else False
     if "messages" in body:
+        own = {name: body.pop(name) for name in _Naming.model_fields if name in body}
+        is_named = validate(_Naming, take_implemented(own, _NAMING_COLUMNS)).return_token_strs
         chat = parse_chat(body, ignored)
         service = await models.acquire(request, chat.model)
         ready = service.admit()
