@@ -108,8 +108,10 @@ async def _until_ready(port: int, path: str, process: subprocess.Popen[bytes]) -
     raise TimeoutError(f"not ready within {START_SECONDS:.0f} s")
 
 
-async def ask(port: int, messages: list[dict[str, str]], max_tokens: int = MAX_TOKENS) -> Answer:
-    """One streaming request. Raises RuntimeError where the server refuses it."""
+async def ask(
+    port: int, messages: list[dict[str, str]], max_tokens: int = MAX_TOKENS, key: str = "", **more: Any
+) -> Answer:
+    """One streaming request, with `more` fields. Raises RuntimeError where the server refuses it."""
     body = {
         "model": "default",
         "messages": messages,
@@ -118,10 +120,11 @@ async def ask(port: int, messages: list[dict[str, str]], max_tokens: int = MAX_T
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **more,
     }
     data = json.dumps(body).encode()
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\n{_COMMON_HEAD}"
+        f"POST /v1/chat/completions HTTP/1.1\r\n{_COMMON_HEAD}Authorization: Bearer {key}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     )
     async with _connection(port) as (reader, writer):
@@ -167,11 +170,11 @@ class Texts:
         return {**self.user(num_words), "role": "system"}
 
 
-async def throughput(port: int, texts: Texts, num_clients: int) -> float:
-    """Output tokens per second of so many clients together, who ask twice each."""
+async def throughput(port: int, texts: Texts, num_clients: int, **options: Any) -> float:
+    """Output tokens per second of so many clients together, who ask twice each; with options of `ask`."""
 
     async def client() -> int:
-        return sum([(await ask(port, [texts.user(PROMPT_WORDS)])).num_tokens for _ in range(2)])
+        return sum([(await ask(port, [texts.user(PROMPT_WORDS)], **options)).num_tokens for _ in range(2)])
 
     started = time.perf_counter()
     num_tokens = await asyncio.gather(*(client() for _ in range(num_clients)))
