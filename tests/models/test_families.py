@@ -265,7 +265,7 @@ class NormOfAllHeads(ReferenceOps):
 
 class NormAfterRope(Qwen3):
     def attention(self, ops, params, x, ctx):
-        q, k, v = ops.linear(x, [params.q_proj, params.k_proj, params.v_proj])
+        q, k, v = ops.linear(x, [params.q_proj, params.k_proj, params.v_proj], ctx)
         q = ops.rms_norm(ops.rope(q, ctx, self.rope, self.num_attention_heads), params.q_norm, 1e-5)
         k = ops.rms_norm(ops.rope(k, ctx, self.rope, self.num_key_value_heads), params.k_norm, 1e-5)
         unrotated = replace(self.rope, inv_freq=(0.0,) * len(self.rope.inv_freq))

@@ -77,8 +77,8 @@ class NoSharedGate(ReferenceOps):
 class GateBeforeNorm(ReferenceOps):
     """The DeltaNet's output gated, then normed."""
 
-    def linear(self, x, nodes):
-        outputs = super().linear(x, nodes)
+    def linear(self, x, nodes, ctx):
+        outputs = super().linear(x, nodes, ctx)
         self.gate = outputs[1] if len(outputs) == 4 else None  # q, k and v together; z; b; a
         return outputs
 

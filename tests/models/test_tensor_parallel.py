@@ -83,7 +83,7 @@ def test_the_shares_of_a_block_add_up(num_ranks, name):
         return model.attention(OPS, tree(params).model.layers[0].self_attn, x, CONTEXT)
 
     def mlp(params):
-        return model.mlp(OPS, tree(params).model.layers[0].mlp, x)
+        return model.mlp(OPS, tree(params).model.layers[0].mlp, x, CONTEXT)
 
     for part in (attention, mlp):
         whole = part(parameters)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jinn import _native
-from jinn.ops.protocol import RouteSpec
+from jinn.ops.protocol import Context, RouteSpec
 from jinn.ops.reference import ReferenceOps
 
 from .compare import assert_close, assert_same_bits
@@ -64,8 +64,8 @@ class Mixture:
         )
 
         def build(ops, x):
-            hidden = ops.silu_mul(*ops.linear(x, [gate, up]))
-            return ops.linear(hidden, [down])
+            hidden = ops.silu_mul(*ops.linear(x, [gate, up], Context()))
+            return ops.linear(hidden, [down], Context())
 
         return run_op(build, self.x, **settings)[0]
 

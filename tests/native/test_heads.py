@@ -78,7 +78,7 @@ def test_each_head_is_a_linear_of_its_own(isa, activations, format_name):
     for head in range(num_heads):
         node = parameter(pack(values[head], format_name))
         own = np.ascontiguousarray(x[:, head * inner : (head + 1) * inner])
-        (expected,) = run_op(lambda ops, v, n=node: list(ops.linear(v, [n])), own, **settings)
+        (expected,) = run_op(lambda ops, v, n=node: list(ops.linear(v, [n], Context())), own, **settings)
         assert_same_bits(actual[:, head * cols : (head + 1) * cols], expected)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from jinn import _native
+from jinn.ops.protocol import Context
 from jinn.ops.reference import ReferenceOps
 from jinn.weights.block_formats import FORMAT_BY_NAME
 
@@ -59,7 +60,7 @@ def expected_linear(x, node, activations):
 
 
 def linear(*nodes):
-    return lambda ops, x: ops.linear(x, nodes)
+    return lambda ops, x: ops.linear(x, nodes, Context())
 
 
 @BY_ISA
@@ -147,7 +148,7 @@ def test_strided_inputs(isa, activations, first_col):
     node = parameter(pack(weight_values(24, 64), "Q4_1"))
     x = random_values(6, 96)
     (y,) = run_op(
-        lambda ops, x: ops.linear(columns(x, first_col, 64), [node]), x, isa=isa, activations=activations
+        lambda ops, x: ops.linear(columns(x, first_col, 64), [node], Context()), x, isa=isa, activations=activations
     )
     view = np.ascontiguousarray(x[:, first_col : first_col + 64])
     assert_close(y, expected_linear(view, node, activations))
@@ -163,7 +164,7 @@ def test_a_residual_is_added_as_by_an_add(isa, name, activations):
     x, residual = random_values(7, cols), random_values(7, 40, seed=5)
 
     def build(ops, x, residual):
-        (y,) = ops.linear(x, [node])
+        (y,) = ops.linear(x, [node], Context())
         return [ops.add(residual, y)]
 
     settings = {"isa": isa, "activations": activations}
@@ -243,8 +244,8 @@ def test_activations_are_shared_by_their_readers(isa):
     second.bias = weight_values(1, 16)[0]
 
     def build(ops, x):
-        ops.linear(x, [first])
-        (y,) = ops.linear(x, [second])
+        ops.linear(x, [first], Context())
+        (y,) = ops.linear(x, [second], Context())
         assert [ins.name for ins in ops.instructions].count("quantize") == 1
         return [y]
 

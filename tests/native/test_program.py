@@ -9,6 +9,7 @@ import pytest
 
 from jinn import _native
 from jinn.ops.native import Instruction, Recording, SymbolicValue, batch_arrays, compile_program
+from jinn.ops.protocol import Context
 
 from .programs import OpProgram, one_sequence, pack, parameter
 
@@ -77,15 +78,15 @@ def test_wrong_widths_are_refused_by_the_op():
     with pytest.raises(ValueError, match=r"\[rms_norm\] expected columns in whole runs"):
         compiled(lambda ops, x: [ops.rms_norm(x, parameter(np.ones(12, np.float32)), 1e-5)])
     with pytest.raises(ValueError, match=r"\[linear\] expected a bias per weight row"):
-        compiled(lambda ops, x: ops.linear(x, [parameter(weight, np.ones(15, np.float32))]))
+        compiled(lambda ops, x: ops.linear(x, [parameter(weight, np.ones(15, np.float32))], Context()))
     with pytest.raises(ValueError, match=r"\[quantize\] expected columns in groups of 32"):
-        compiled(lambda ops, x: ops.linear(SymbolicValue(x.buffer, 16), [parameter(weight)]))
+        compiled(lambda ops, x: ops.linear(SymbolicValue(x.buffer, 16), [parameter(weight)], Context()))
 
 
 def test_a_weight_wider_than_its_input_is_refused():
     weight = pack(np.ones((16, 64)), "Q8_0")
     with pytest.raises(ValueError, match=r"\[linear\]"):
-        OpProgram(lambda ops, x: ops.linear(x, [parameter(weight)]), np.ones((2, 32), np.float32))
+        OpProgram(lambda ops, x: ops.linear(x, [parameter(weight)], Context()), np.ones((2, 32), np.float32))
 
 
 def test_an_unknown_instruction_set_is_refused():

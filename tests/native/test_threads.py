@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jinn import _native
+from jinn.ops.protocol import Context
 
 from .compare import assert_same_bits
 from .programs import OpProgram, one_sequence, pack, parameter
@@ -25,7 +26,7 @@ def test_thousands_of_small_runs(num_threads):
     first, second = parameter(pack(x, "Q8_0")), parameter(pack(x[:, :20]))
 
     def build(ops, x):
-        return ops.linear(*ops.linear(x, [first]), [second])
+        return ops.linear(*ops.linear(x, [first], Context()), [second], Context())
 
     program = OpProgram(build, x, num_threads=num_threads)
     (expected,) = program.run_rows(range(20))
@@ -39,7 +40,7 @@ def test_a_run_lets_other_threads_of_python_go_on():
     """The interpreter's lock is free while kernels run."""
     x = np.ones((512, 1024), np.float32)
     weight = parameter(pack(np.ones((1024, 1024), np.float32)))
-    program = OpProgram(lambda ops, x: ops.linear(x, [weight]), x)
+    program = OpProgram(lambda ops, x: ops.linear(x, [weight], Context()), x)
     batch = one_sequence(range(512))
     num_ticks, is_done = 0, threading.Event()
 

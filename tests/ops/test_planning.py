@@ -159,9 +159,9 @@ def random_graph(seed, ops, x):
             case "add":
                 values.append(ops.add(a, b))
             case "linear":
-                values += ops.linear(a, [rng.choice(weights)])
+                values += ops.linear(a, [rng.choice(weights)], Context())
             case "linears":
-                values += ops.linear(a, weights[:2])
+                values += ops.linear(a, weights[:2], Context())
             case "silu_mul":
                 values.append(ops.silu_mul(a, b))
             case "rms_norm":

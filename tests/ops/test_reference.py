@@ -50,7 +50,7 @@ def test_embed():
 def test_linear():
     x, bias = random_tensor(6, 10), random_tensor(7)
     plain, biased = random_tensor(4, 10, seed=1), random_tensor(7, 10, seed=2)
-    first, second = OPS.linear(x, [node(plain), node(biased, bias)])
+    first, second = OPS.linear(x, [node(plain), node(biased, bias)], Context(BATCH))
     check(first, functional.linear(x, plain), [x, plain])
     check(second, functional.linear(x, biased, bias), [x, biased, bias])
 

@@ -199,7 +199,7 @@ class Decoder:
     def forward(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:
         """Logits [batch.logit_rows, vocab_size]."""
         x = ops.select_rows(self._run_blocks(ops, params, ctx), ctx)
-        return self._logits(ops, params, self.norm(ops, x, params.model.norm))
+        return self._logits(ops, params, self.norm(ops, x, params.model.norm), ctx)
 
     def hidden(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:
         """What the head reads: [tokens, hidden_size] after the final norm."""
@@ -207,7 +207,7 @@ class Decoder:
 
     def head(self, ops: Ops[Value], params: Any, hidden: Value, ctx: Context) -> Value:
         """Logits [batch.logit_rows, vocab_size] of hidden states [tokens, hidden_size]."""
-        return self._logits(ops, params, ops.select_rows(hidden, ctx))
+        return self._logits(ops, params, ops.select_rows(hidden, ctx), ctx)
 
     def _run_blocks(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:
         x = ops.embed(params.model.embed_tokens, ctx)
@@ -219,9 +219,9 @@ class Decoder:
         """The layer's number among those that keep the same kind of thing."""
         return layer
 
-    def _logits(self, ops: Ops[Value], params: Any, hidden: Value) -> Value:
+    def _logits(self, ops: Ops[Value], params: Any, hidden: Value, ctx: Context) -> Value:
         head = params.model.embed_tokens if self.tie_word_embeddings else params.lm_head
-        (logits,) = ops.linear(hidden, [head])
+        (logits,) = ops.linear(hidden, [head], ctx)
         return logits
 
     def predict(self, ops: Ops[Value], params: Any, ctx: Context) -> Value:
@@ -232,7 +232,7 @@ class Decoder:
         mtp = params.mtp
         embedding = self.norm(ops, ops.embed(params.model.embed_tokens, ctx), mtp.pre_fc_norm_embedding)
         hidden = self.norm(ops, ops.given_hidden(self.hidden_size, ctx), mtp.pre_fc_norm_hidden)
-        (x,) = ops.linear(ops.join_heads([embedding, hidden], 1), [mtp.fc])
+        (x,) = ops.linear(ops.join_heads([embedding, hidden], 1), [mtp.fc], ctx)
         x = self.block(ops, mtp.layers[0], x, ctx.at_layer(self.num_attention_layers))
         return self.norm(ops, x, mtp.norm)
 
@@ -244,7 +244,7 @@ class Decoder:
         """One decoder layer: x [tokens, hidden_size] to the same."""
         x = ops.add(x, self.mixer(ops, params, self.norm(ops, x, params.input_layernorm), ctx))
         normed = self.norm(ops, x, params.post_attention_layernorm)
-        return ops.add(x, self.mlp(ops, params.mlp, normed))
+        return ops.add(x, self.mlp(ops, params.mlp, normed, ctx))
 
     def mixer(self, ops: Ops[Value], params: Any, x: Value, ctx: Context) -> Value:
         """What the block adds first, of normed x."""
@@ -253,12 +253,12 @@ class Decoder:
     def attention(self, ops: Ops[Value], params: Any, x: Value, ctx: Context) -> Value:
         return layers.attention(ops, params, x, ctx, self.head_dim, self.rope)
 
-    def mlp(self, ops: Ops[Value], params: Any, x: Value) -> Value:
+    def mlp(self, ops: Ops[Value], params: Any, x: Value, ctx: Context) -> Value:
         """What the block adds last, of normed x."""
         if self.mixture is None or not hasattr(params, "experts"):
-            return layers.swiglu(ops, params, x)
+            return layers.swiglu(ops, params, x, ctx)
         shared = None if self.mixture.shared_expert is None else getattr(params, self.mixture.shared_expert)
-        return layers.mixture(ops, params, x, self.mixture.route, shared)
+        return layers.mixture(ops, params, x, ctx, self.mixture.route, shared)
 
 
 def decoder_fields(

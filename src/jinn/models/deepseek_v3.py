@@ -126,7 +126,7 @@ class DeepseekV3(Decoder):
 
     def attention(self, ops: Ops[Value], params: Any, x: Value, ctx: Context) -> Value:
         num_heads, rope_dim = params.k_b_proj.weight.shape[0], self.qk_rope_head_dim
-        q, compressed = self._projections(ops, params, x)
+        q, compressed = self._projections(ops, params, x, ctx)
         q_nope, q_rope = ops.split_heads(q, num_heads, (self.qk_nope_head_dim, rope_dim))
         k_nope, k_rope = ops.split_heads(compressed, 1, (self.kv_lora_rank, rope_dim))
         k_nope = ops.rms_norm(k_nope, params.kv_a_layernorm, LATENT_NORM_EPS)
@@ -135,16 +135,17 @@ class DeepseekV3(Decoder):
         q = ops.join_heads([ops.head_linear(q_nope, params.k_b_proj), q_rope], num_heads)
         k = ops.join_heads([k_nope, k_rope], 1)
         mixed = ops.attention(q, k, k_nope, ctx, self.kv_spec(), self.softmax_scale)
-        (out,) = ops.linear(ops.head_linear(mixed, params.v_b_proj), [params.o_proj])
+        (out,) = ops.linear(ops.head_linear(mixed, params.v_b_proj), [params.o_proj], ctx)
         return out
 
-    def _projections(self, ops: Ops[Value], params: Any, x: Value) -> tuple[Value, Value]:
+    def _projections(self, ops: Ops[Value], params: Any, x: Value, ctx: Context) -> tuple[Value, Value]:
         """Queries [heads * head_dim], and the latent with the rotated part of the key."""
         if self.q_lora_rank is None:
-            q, compressed = ops.linear(x, [params.q_proj, params.kv_a_proj_with_mqa])
+            q, compressed = ops.linear(x, [params.q_proj, params.kv_a_proj_with_mqa], ctx)
             return q, compressed
-        q, compressed = ops.linear(x, [params.q_a_proj, params.kv_a_proj_with_mqa])
-        (q,) = ops.linear(ops.rms_norm(q, params.q_a_layernorm, LATENT_NORM_EPS), [params.q_b_proj])
+        q, compressed = ops.linear(x, [params.q_a_proj, params.kv_a_proj_with_mqa], ctx)
+        q = ops.rms_norm(q, params.q_a_layernorm, LATENT_NORM_EPS)
+        (q,) = ops.linear(q, [params.q_b_proj], ctx)
         return q, compressed
 
 

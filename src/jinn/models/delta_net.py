@@ -64,14 +64,14 @@ def delta_net(
 ) -> Value:
     """The block's token mixer, of normed x (arXiv 2412.06464, with a silu gate on the normed output)."""
     projections = [params.in_proj_qkv, params.in_proj_z, params.in_proj_b, params.in_proj_a]
-    qkv, z, b, a = ops.linear(x, projections)
+    qkv, z, b, a = ops.linear(x, projections, ctx)
     qkv = ops.causal_conv1d(qkv, params.conv1d, ctx, spec)
     mixed = ops.gated_delta_rule(qkv, a, b, params, ctx, spec)
     gated = ops.silu_mul(z, ops.rms_norm(mixed, params.norm, eps))  # one weight [value_dim] for all heads
     if has_tiled_output:
         group = spec.num_value_heads // spec.num_key_heads
         gated = ops.join_heads(ops.split_heads(gated, spec.num_key_heads, [spec.value_dim] * group), 1)
-    (out,) = ops.linear(gated, [params.out_proj])
+    (out,) = ops.linear(gated, [params.out_proj], ctx)
     return out
 
 

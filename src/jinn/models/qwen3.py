@@ -29,7 +29,7 @@ class Qwen3(Decoder):
         return {**super().attention_parameters(), **norms}
 
     def attention(self, ops: Ops[Value], params: Any, x: Value, ctx: Context) -> Value:
-        q, k, v = ops.linear(x, [params.q_proj, params.k_proj, params.v_proj])
+        q, k, v = ops.linear(x, [params.q_proj, params.k_proj, params.v_proj], ctx)
         q = self.norm(ops, q, params.q_norm)  # one weight [head_dim] for all heads
         k = self.norm(ops, k, params.k_norm)
         return layers.attend(ops, params, q, k, v, ctx, self.head_dim, self.rope)

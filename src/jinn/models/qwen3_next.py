@@ -108,7 +108,7 @@ class Qwen3Next(Decoder):
         return self.attention(ops, params.self_attn, x, ctx)
 
     def attention(self, ops: Ops[Value], params: Any, x: Value, ctx: Context) -> Value:
-        q_and_gate, k, v = ops.linear(x, [params.q_proj, params.k_proj, params.v_proj])
+        q_and_gate, k, v = ops.linear(x, [params.q_proj, params.k_proj, params.v_proj], ctx)
         num_heads = params.o_proj.weight.shape[1] // self.head_dim
         q, gate = ops.split_heads(q_and_gate, num_heads, (self.head_dim, self.head_dim))
         q, k = self.norm(ops, q, params.q_norm), self.norm(ops, k, params.k_norm)

@@ -46,7 +46,21 @@ void check_states(const BatchView& batch, const StateCache& states) {
 
 }  // namespace
 
-void check_batch(const BatchView& batch, const KVCache& cache, const StateCache* states, int64_t vocab_size) {
+std::vector<AdapterRun> BatchView::adapter_runs() const {
+  std::vector<AdapterRun> runs;
+  for (int64_t s = 0; adapters && s < num_seqs; ++s) {
+    if (adapters[s] < 0) continue;
+    if (!runs.empty() && runs.back().adapter == adapters[s] && runs.back().last_row == query_start[s]) {
+      runs.back().last_row = query_start[s + 1];
+    } else {
+      runs.push_back({adapters[s], query_start[s], query_start[s + 1]});
+    }
+  }
+  return runs;
+}
+
+void check_batch(const BatchView& batch, const KVCache& cache, const StateCache* states, int64_t vocab_size,
+                 int64_t num_adapters) {
   expect(batch.query_start[0] == 0 && batch.query_start[batch.num_seqs] == batch.num_tokens,
          "query_start does not cover the tokens");
   for (int64_t i = 0; i < batch.num_tokens; ++i) {
@@ -55,6 +69,9 @@ void check_batch(const BatchView& batch, const KVCache& cache, const StateCache*
   for (int64_t s = 0; s < batch.num_seqs; ++s) check_sequence(batch, s, cache);
   for (int64_t i = 0; i < batch.num_rows; ++i) {
     expect(batch.logit_rows[i] >= 0 && batch.logit_rows[i] < batch.num_tokens, "logit row out of range");
+  }
+  for (int64_t s = 0; batch.adapters && s < batch.num_seqs; ++s) {
+    expect(batch.adapters[s] >= -1 && batch.adapters[s] < num_adapters, "no such adapter");
   }
   if (states) check_states(batch, *states);
 }

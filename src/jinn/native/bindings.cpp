@@ -156,13 +156,13 @@ StateSpec state_spec(const SpecTuple& fields) {
 }
 
 // ops/protocol.py's Batch, field by field.
-using BatchArrays = std::tuple<Ints, Ints, Ints, Ints, IntTable, Ints, Ints, Ints, Ints, ConstFloatTable>;
+using BatchArrays = std::tuple<Ints, Ints, Ints, Ints, IntTable, Ints, Ints, Ints, Ints, ConstFloatTable, Ints>;
 
 // Checks every size and index before the kernels use it.
 BatchView view_of(const BatchArrays& arrays, const Program& program, const KVCache& cache, const StateCache* states,
                   int64_t vocab_size) {
   const auto& [token_ids, positions, query_start, context_lens, block_tables, logit_rows, state_slots, num_drafts,
-               num_accepted, hidden] = arrays;
+               num_accepted, hidden, adapters] = arrays;
   BatchView b;
   b.token_ids = token_ids.data(), b.positions = positions.data(), b.query_start = query_start.data();
   b.context_lens = context_lens.data(), b.block_tables = block_tables.data(), b.logit_rows = logit_rows.data();
@@ -184,7 +184,11 @@ BatchView view_of(const BatchArrays& arrays, const Program& program, const KVCac
            "[batch] expected a state slot and its drafts per sequence");
     b.state_slots = state_slots.data(), b.num_drafts = num_drafts.data(), b.num_accepted = num_accepted.data();
   }
-  check_batch(b, cache, program.state_specs().empty() ? nullptr : states, vocab_size);
+  if (adapters.size() > 0) {
+    expect(adapters.size() == num_seqs, "[batch] expected an adapter per sequence, or none");
+    b.adapters = adapters.data();
+  }
+  check_batch(b, cache, program.state_specs().empty() ? nullptr : states, vocab_size, program.num_adapters());
   return b;
 }
 
@@ -514,6 +518,7 @@ NB_MODULE(_native, m) {
                      residual);
           },
           "input"_a, "type"_a, "weights"_a, "biases"_a, "outputs"_a, "residual"_a)
+      .def("adapter_linear", &Program::adapter_linear, "inputs"_a, "outputs"_a, "weights"_a, "is_sum"_a)
       .def(
           "rms_norm",
           [](Program& p, Operand x, Operand out, const Floats& weight, float eps) {

@@ -21,6 +21,9 @@ namespace jinn {
 
 enum class Rows { Tokens, Logits };
 
+// Of each linear that adapters change, the matrix of each adapter.
+using AdapterWeights = std::vector<std::vector<std::shared_ptr<PackedTensor>>>;
+
 // Columns first_col .. first_col + cols - 1 of a buffer.
 struct Operand {
   int buffer = -1;
@@ -65,6 +68,9 @@ class Program {
   // Each weight reads the whole input; `residual` may be empty (buffer -1).
   void linear(int input_buffer, ActivationType type, std::vector<std::shared_ptr<PackedTensor>> weights,
               std::vector<std::vector<float>> biases, std::vector<Operand> outputs, Operand residual);
+  // What each sequence's adapter makes of its rows: output p is the product of input p and weights[p][adapter], which
+  // may be null. A sum adds it to what is there; otherwise rows of others are left as they are.
+  void adapter_linear(std::vector<Operand> inputs, std::vector<Operand> outputs, AdapterWeights weights, bool is_sum);
   void rms_norm(Operand x, Operand out, std::vector<float> weight, float eps);
   void silu_mul(Operand gate, Operand up, Operand out);
   // `gate` has as many columns as x, or one.
@@ -106,6 +112,8 @@ class Program {
 
   // What each layer with states keeps; empty for most models.
   const std::vector<StateSpec>& state_specs() const { return state_specs_; }
+  // Adapters that its linears know, 0 where none do.
+  int64_t num_adapters() const { return num_adapters_; }
   // Columns of the batch's hidden states that are read, 0 where none are.
   int64_t hidden_cols() const { return hidden_cols_; }
 
@@ -134,7 +142,7 @@ class Program {
   std::vector<Stage> stages_;
   Operand logits_, hidden_;
   std::vector<StateSpec> state_specs_;
-  int64_t hidden_cols_ = 0;
+  int64_t hidden_cols_ = 0, num_adapters_ = 0;
   struct Free {
     void operator()(uint8_t* data) const;
   };
@@ -151,6 +159,7 @@ class Step {
         cache(cache),
         states(states),
         kernels(program.kernels()),
+        adapter_runs(batch.adapter_runs()),
         program_(program),
         memory_(std::move(memory)) {}
 
@@ -158,6 +167,7 @@ class Step {
   const KVCache& cache;
   const StateCache* states;  // null where no layer keeps states
   const Kernels& kernels;
+  const std::vector<AdapterRun> adapter_runs;
 
   int num_threads() const { return program_.pool().size(); }
   uint8_t* buffer(int b) const { return memory_[static_cast<size_t>(b)]; }

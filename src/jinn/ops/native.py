@@ -30,7 +30,7 @@ from jinn.ops.protocol import (
 )
 
 BatchArrays = tuple[
-    IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, FloatArray
+    IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, FloatArray, IntArray
 ]
 
 FLOAT_FORMATS = ("F32", "F16", "BF16")
@@ -85,7 +85,7 @@ class NativeOps:
         out = _value(node.weight.shape[1])
         return self._record("embed", (), (out,), table=node.weight)[0]
 
-    def linear(self, x: SymbolicValue, nodes: Sequence[Any]) -> tuple[SymbolicValue, ...]:
+    def linear(self, x: SymbolicValue, nodes: Sequence[Any], ctx: Context) -> tuple[SymbolicValue, ...]:
         outputs = _side_by_side([node.weight.shape[0] for node in nodes], x.buffer.is_logits)
         kinds = [self._activation_kind(node.weight.format) for node in nodes]
         for kind in dict.fromkeys(kinds):
@@ -98,7 +98,21 @@ class NativeOps:
                 weights=[nodes[i].weight for i in chosen],
                 biases=[getattr(nodes[i], "bias", NO_BIAS) for i in chosen],
             )
+        self._adapt(x, nodes, outputs)
         return outputs
+
+    def _adapt(self, x: SymbolicValue, nodes: Sequence[Any], outputs: Sequence[SymbolicValue]) -> None:
+        """Add what adapters add. Their products with x need nothing of the linear and run beside it."""
+        pairs = [(y, node.adapters) for y, node in zip(outputs, nodes, strict=True) if hasattr(node, "adapters")]
+        if not pairs:
+            return
+        sums = tuple(y for y, _ in pairs)
+        ranks = [max(change.a.shape[0] for change in changes if change) for _, changes in pairs]
+        inner = _side_by_side(ranks, x.buffer.is_logits)
+        a = [[change and change.a for change in changes] for _, changes in pairs]
+        b = [[change and change.b for change in changes] for _, changes in pairs]
+        self._record("adapter_linear", (x,), inner, weights=a, is_sum=False)
+        self._record("adapter_linear", (*inner, *sums), sums, weights=b, is_sum=True)
 
     def _activation_kind(self, weight_format: str) -> tuple[str, bool]:
         """How the input of such a weight is held, and whether it is rounded to bfloat16."""
@@ -528,6 +542,9 @@ def _emit(
             program.linear(
                 buffer_of(inputs[0]), outputs=list(map(operand, outputs)), residual=residual, **attributes
             )
+        case "adapter_linear":
+            read = inputs[: len(outputs)] if attributes["is_sum"] else inputs * len(outputs)
+            program.adapter_linear(list(map(operand, read)), outputs=list(map(operand, outputs)), **attributes)
         case "group_rows":
             program.group_rows(operand(inputs[0]), places=buffer_of(outputs[0]), **attributes)
         case "gather" | "experts_linear" | "experts_silu_mul":
@@ -563,6 +580,7 @@ def batch_arrays(batch: Batch) -> BatchArrays:
         batch.num_drafts,
         batch.num_accepted,
         batch.hidden,
+        batch.adapters,
     )
 
 

@@ -50,6 +50,9 @@ class Batch:
     num_drafts: IntArray = field(default_factory=_no_integers)  # [num_seqs]
     num_accepted: IntArray = field(default_factory=_no_integers)  # [num_seqs]
     hidden: FloatArray = field(default_factory=_no_hidden)  # [num_tokens, hidden_size]; see given_hidden
+    # Which of the loaded adapters each sequence's tokens go through, -1 for none; see LowRank. Sequences of one
+    # adapter should lie side by side, so that its weights are read once.
+    adapters: IntArray = field(default_factory=_no_integers)  # [num_seqs], or empty: none has any
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,14 @@ class StateSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LowRank:
+    """What an adapter adds to a linear: `b @ (a @ x)`, in float32 (LoRA, arXiv 2106.09685)."""
+
+    a: Weight  # [rank, in]
+    b: Weight  # [out, rank], times the adapter's scale
+
+
+@dataclass(frozen=True, slots=True)
 class RouteSpec:
     """How a token's experts are chosen from their scores, and weighted.
 
@@ -137,14 +148,20 @@ class Context:
 
 
 class Ops(Protocol[Value]):
-    """Ops take and return values; a `node` has a `weight` and may have a `bias`."""
+    """Ops take and return values; a `node` has a `weight` and may have a `bias`.
+
+    One that a linear reads may have `adapters`: each loaded adapter's LowRank, or None where it changes nothing.
+    """
 
     def embed(self, node: Any, ctx: Context) -> Value:
         """Rows `batch.token_ids` of `weight` [vocab_size, hidden_size], in float32."""
         ...
 
-    def linear(self, x: Value, nodes: Sequence[Any]) -> tuple[Value, ...]:
-        """`x @ weight.T + bias` for each node; all read the same x. Accumulates in float32."""
+    def linear(self, x: Value, nodes: Sequence[Any], ctx: Context) -> tuple[Value, ...]:
+        """`x @ weight.T + bias` for each node; all read the same x. Accumulates in float32.
+
+        Where nodes have `adapters`, x is [tokens, in], and each token's adapter adds to its row.
+        """
         ...
 
     def add(self, a: Value, b: Value) -> Value:

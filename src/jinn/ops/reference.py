@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jinn.ops.protocol import Batch, Context, KVSpec, Rope, RouteSpec, Routing, StateSpec
+from jinn.ops.protocol import Batch, Context, KVSpec, LowRank, Rope, RouteSpec, Routing, StateSpec
 
 GROUP = 32
 LEVELS = {"int8": 127.0, "int12": 2032.0}
@@ -37,6 +37,7 @@ class TensorBatch:
     num_drafts: Tensor  # [num_seqs], or none
     num_accepted: Tensor  # [num_seqs], or none
     hidden: Tensor  # [num_tokens, hidden_size], or none
+    adapters: Tensor  # [num_seqs], or none
 
     def tokens(self, s: int) -> slice:
         """Those of sequence s."""
@@ -60,6 +61,7 @@ def tensor_batch(batch: Batch, device: str = "cpu") -> TensorBatch:
         tensor(batch.num_drafts),
         tensor(batch.num_accepted),
         torch.as_tensor(batch.hidden, device=device),
+        tensor(batch.adapters),
     )
 
 
@@ -75,13 +77,14 @@ class ReferenceOps:
     def embed(self, node: Any, ctx: Context) -> Tensor:
         return functional.embedding(ctx.batch.token_ids, node.weight).float()
 
-    def linear(self, x: Tensor, nodes: Sequence[Any]) -> tuple[Tensor, ...]:
+    def linear(self, x: Tensor, nodes: Sequence[Any], ctx: Context) -> tuple[Tensor, ...]:
         outputs = []
         for node in nodes:
             held = self.held(x, getattr(node.weight, "format", "F32"))
             y: Tensor = held @ node.weight.float().T
             bias = getattr(node, "bias", None)
-            outputs.append(y if bias is None else y + bias.float())
+            y = y if bias is None else y + bias.float()
+            outputs.append(_adapted(y, x, getattr(node, "adapters", ()), ctx))
         return tuple(outputs)
 
     def held(self, x: Tensor, weight_format: str) -> Tensor:
@@ -224,6 +227,18 @@ class ReferenceOps:
     def select_rows(self, x: Tensor, ctx: Context) -> Tensor:
         rows: Tensor = x[ctx.batch.logit_rows]
         return rows
+
+
+def _adapted(y: Tensor, x: Tensor, adapters: Sequence[LowRank | None], ctx: Context) -> Tensor:
+    """y and what each token's adapter adds to its row."""
+    if not any(adapters) or not len(ctx.batch.adapters):
+        return y
+    adapter_of = ctx.batch.adapters.repeat_interleave(ctx.batch.query_start.diff())
+    for index, change in enumerate(adapters):
+        if change is not None:
+            addend = x.float() @ change.a.float().T @ change.b.float().T
+            y = torch.where((adapter_of == index)[:, None], y + addend, y)
+    return y
 
 
 def _l2_normed(x: Tensor) -> Tensor:
