@@ -148,7 +148,10 @@ def test_strided_inputs(isa, activations, first_col):
     node = parameter(pack(weight_values(24, 64), "Q4_1"))
     x = random_values(6, 96)
     (y,) = run_op(
-        lambda ops, x: ops.linear(columns(x, first_col, 64), [node], Context()), x, isa=isa, activations=activations
+        lambda ops, x: ops.linear(columns(x, first_col, 64), [node], Context()),
+        x,
+        isa=isa,
+        activations=activations,
     )
     view = np.ascontiguousarray(x[:, first_col : first_col + 64])
     assert_close(y, expected_linear(view, node, activations))

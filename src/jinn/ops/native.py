@@ -30,7 +30,17 @@ from jinn.ops.protocol import (
 )
 
 BatchArrays = tuple[
-    IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, FloatArray, IntArray
+    IntArray,
+    IntArray,
+    IntArray,
+    IntArray,
+    IntArray,
+    IntArray,
+    IntArray,
+    IntArray,
+    IntArray,
+    FloatArray,
+    IntArray,
 ]
 
 FLOAT_FORMATS = ("F32", "F16", "BF16")
@@ -103,7 +113,9 @@ class NativeOps:
 
     def _adapt(self, x: SymbolicValue, nodes: Sequence[Any], outputs: Sequence[SymbolicValue]) -> None:
         """Add what adapters add. Their products with x need nothing of the linear and run beside it."""
-        pairs = [(y, node.adapters) for y, node in zip(outputs, nodes, strict=True) if hasattr(node, "adapters")]
+        pairs = [
+            (y, node.adapters) for y, node in zip(outputs, nodes, strict=True) if hasattr(node, "adapters")
+        ]
         if not pairs:
             return
         sums = tuple(y for y, _ in pairs)
@@ -544,7 +556,9 @@ def _emit(
             )
         case "adapter_linear":
             read = inputs[: len(outputs)] if attributes["is_sum"] else inputs * len(outputs)
-            program.adapter_linear(list(map(operand, read)), outputs=list(map(operand, outputs)), **attributes)
+            program.adapter_linear(
+                list(map(operand, read)), outputs=list(map(operand, outputs)), **attributes
+            )
         case "group_rows":
             program.group_rows(operand(inputs[0]), places=buffer_of(outputs[0]), **attributes)
         case "gather" | "experts_linear" | "experts_silu_mul":
