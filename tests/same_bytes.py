@@ -9,7 +9,7 @@ and one thread. Nothing is rerun: one differing bit is a failure, which names th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from random import Random
@@ -56,6 +56,7 @@ class Sizes:
     max_tokens: int
     num_tokens: int = 4000  # of all prompts of a schedule together, at most
     num_steps: int = 400  # that reading these prompts may take
+    adapters: tuple[str | None, ...] = (None,)  # a request goes through one of these
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,13 @@ class Report:
         self.kernels |= other.kernels
 
 
-def native_model(path: str, sizes: Sizes, cache_memory: int, num_kept: int) -> Model:
+def native_model(
+    path: str,
+    sizes: Sizes,
+    cache_memory: int,
+    num_kept: int,
+    lora_adapters: Mapping[str, str] | None = None,
+) -> Model:
     """The file's model on the native kernels; the `num_kept` runners used last stay loaded."""
 
     @lru_cache(maxsize=num_kept)
@@ -125,6 +132,7 @@ def native_model(path: str, sizes: Sizes, cache_memory: int, num_kept: int) -> M
             activations=kernels.activations,
             block_size=BLOCK_SIZE,
             speculative="ngram",
+            lora_adapters=lora_adapters or {},
         )
         with patch.dict(os.environ, {"JINN_ISA": kernels.isa}):
             return load_runner(config, lambda loaded, total: None)
@@ -276,7 +284,7 @@ def run_schedule(
 
 def random_schedule(seed: int, sizes: Sizes) -> Schedule:
     """The same for the same seed."""
-    rng = Random(seed)
+    rng, adapters = Random(seed), Random(seed)
     count = rng.choice(sizes.num_requests)
     chunk = rng.choice((1, 7, 64, 512))
     length = max(min(sizes.max_prompt, min(sizes.num_tokens, sizes.num_steps * chunk) // count), 1)
@@ -291,6 +299,7 @@ def random_schedule(seed: int, sizes: Sizes) -> Schedule:
             turn_starts=tuple(
                 sorted(rng.sample(range(len(prompt) + 1), rng.randint(0, min(len(prompt), 5))))
             ),
+            adapter=adapters.choice(sizes.adapters),
         )
         for i, prompt in enumerate(prompts)
     ]

@@ -12,6 +12,7 @@ import pytest
 from jinn import _native
 from jinn.engine.runner import Runner
 from jinn.engine.sampler import SampledToken, sample
+from lora_folders import llama_linear_shapes, write_lora
 from models.gguf_models import gguf_of
 from models.transformers_models import random_model
 from same_bytes import (
@@ -27,7 +28,10 @@ from same_bytes import (
 from tiny import TinyLlama, tiny_llama_gguf
 
 TINY = TinyLlama(max_position_embeddings=512, num_attention_heads=6, num_key_value_heads=2, hidden_size=96)
-TINY_SIZES = Sizes(TINY.vocab_size, (1, 2, 3, 5, 9, 17, 33, 65), max_prompt=120, max_tokens=24)
+ADAPTERS = (None, None, "first", "second")
+TINY_SIZES = Sizes(
+    TINY.vocab_size, (1, 2, 3, 5, 9, 17, 33, 65), max_prompt=120, max_tokens=24, adapters=ADAPTERS
+)
 SMOLLM2_SIZES = Sizes(49152, (2, 3, 5, 9, 17), max_prompt=80, max_tokens=8, num_tokens=400)
 
 HYBRIDS = {"qwen3_next": "Q8_0", "qwen3_5": "Q4_0", "qwen3_5_moe": "BF16", "deepseek_v3": "F32"}
@@ -39,10 +43,18 @@ CI_SHARE = 10  # CI runs one in so many
 
 @pytest.fixture(scope="module")
 def tiny_models(tmp_path_factory) -> list[Model]:
-    """One model per weight format."""
+    """One model per weight format, with two adapters."""
     folder = tmp_path_factory.mktemp("same_bytes")
     paths = [tiny_llama_gguf(folder / f"{name}.gguf", TINY, name) for name in FORMATS]
-    return [native_model(str(path), TINY_SIZES, cache_memory=32 * 2**20, num_kept=8) for path in paths]
+    shapes = llama_linear_shapes(TINY)
+    adapters = {
+        "first": str(write_lora(folder / "first", shapes, rank=4)),
+        "second": str(write_lora(folder / "second", dict(list(shapes.items())[::2]), seed=1, rank=20)),
+    }
+    return [
+        native_model(str(path), TINY_SIZES, cache_memory=32 * 2**20, num_kept=8, lora_adapters=adapters)
+        for path in paths
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jinn.engine.cache import BlockCache, IntegrityError
+from jinn.ops.protocol import NO_ADAPTER
 
 SIZE = 4
 
@@ -110,6 +111,32 @@ def test_tenants_never_share():
     assert num_known(cache, "b", range(10)) == 0
     assert num_known(cache, "a", range(10)) == 10
     assert num_known(cache, "", range(10)) == 0
+
+
+def test_adapters_never_share():
+    cache = make_cache(num_blocks=32)
+    for adapter in (NO_ADAPTER, 0, 1):
+        assert cache.match_length("t", ids(*range(10)), adapter) == 0
+        table = cache.acquire("t", ids(*range(10)), adapter)
+        assert table.num_tokens == 0
+        assert cache.allocate(table, 10)
+        cache.commit(table, ids(*range(10)))
+        cache.check_integrity([table])
+        cache.release(table)
+        assert cache.match_length("t", ids(*range(10)), adapter) == 10
+    assert cache.num_cached_blocks == 9
+    cache.check_integrity([])
+
+
+def test_a_quota_is_of_all_adapters_together():
+    cache = make_cache(num_blocks=32, quota=4)
+    for adapter in (NO_ADAPTER, 0, 1):
+        table = cache.acquire("t", ids(*range(8)), adapter)
+        assert cache.allocate(table, 8)
+        cache.commit(table, ids(*range(8)))
+        cache.release(table)
+    assert [cache.match_length("t", ids(*range(8)), adapter) for adapter in (NO_ADAPTER, 0, 1)] == [0, 8, 8]
+    cache.check_integrity([])
 
 
 def test_a_tenant_without_blocks_is_forgotten():
@@ -224,6 +251,10 @@ def common_prefix(a, b):
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
+def root_of(tree):
+    return tree.roots[NO_ADAPTER]
+
+
 def corrupt_lose_block(cache, table):
     cache._free.pop()
 
@@ -253,15 +284,15 @@ def corrupt_tokens(cache, table):
 
 
 def corrupt_order(cache, table):
-    table.node.tree.root.children.reverse()
+    root_of(table.node.tree).children.reverse()
 
 
 def corrupt_two_trees(cache, table):
-    cache._trees["thief"].root.children.append(table.node)
+    root_of(cache._trees["thief"]).children.append(table.node)
 
 
 def corrupt_same_block(cache, table):
-    cache._trees["thief"].root.children[0].block = table.node.block
+    root_of(cache._trees["thief"]).children[0].block = table.node.block
 
 
 def corrupt_eviction_order(cache, table):

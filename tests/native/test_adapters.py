@@ -1,4 +1,4 @@
-"""What adapters add to linears, against the reference, and that nothing of it depends on who shares a batch."""
+"""What adapters add to linears, against the reference; nothing of it depends on who shares a batch."""
 
 from __future__ import annotations
 

@@ -41,6 +41,11 @@ def adapter_parameters(
     return parameters
 
 
+def digests(adapters: Mapping[str, LoraAdapter]) -> tuple[tuple[str, str], ...]:
+    """Names, in the order of their numbers, with what names their weights."""
+    return tuple((name, adapter.digest) for name, adapter in adapters.items())
+
+
 def _changes(model: Model, adapter: LoraAdapter) -> Iterator[tuple[str, LoraLinear]]:
     """The parameters that the adapter changes, with rows and columns in their order. Raises WeightsError."""
     origins, specs = model.origins(NewFile("hf")), model.parameters()
@@ -74,7 +79,8 @@ def _check_shape(adapter: LoraAdapter, module: str, shape: tuple[int, ...], line
     found = (linear.b.shape[0], linear.a.shape[1])
     if found != shape:
         raise WeightsError(
-            f"{adapter.path}: module {quoted(module)} is for a weight {list(found)}, the model's is {list(shape)}"
+            f"{adapter.path}: module {quoted(module)} is for a weight {list(found)}, but the model's is "
+            f"{list(shape)}"
         )
 
 

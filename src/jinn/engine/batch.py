@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from jinn.engine.scheduler import Chunk
-from jinn.ops.protocol import Batch, IntArray
+from jinn.ops.protocol import NO_ADAPTER, Batch, IntArray
 
 
 def pack(
@@ -51,6 +51,11 @@ def with_states(
     )
 
 
+def with_adapters(batch: Batch, adapters: SequenceOf[int]) -> Batch:
+    """The batch with the number of each sequence's adapter, or NO_ADAPTER."""
+    return replace(batch, adapters=np.array(adapters, np.int32))
+
+
 def batch_of(chunks: SequenceOf[Chunk]) -> Batch:
     """The chunks' tokens, with logits of each last known token and each draft where the chunk is the last."""
     rows: list[int] = []
@@ -65,6 +70,9 @@ def batch_of(chunks: SequenceOf[Chunk]) -> Batch:
         [chunk.sequence.table.blocks for chunk in chunks],
         rows,
     )
+    adapters = [chunk.sequence.adapter for chunk in chunks]
+    if any(adapter != NO_ADAPTER for adapter in adapters):
+        batch = with_adapters(batch, adapters)
     if chunks[0].sequence.state_slot is None:
         return batch
     return with_states(

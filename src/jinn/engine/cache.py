@@ -1,9 +1,10 @@
-"""Which block of the cache holds which tokens: a prefix tree per tenant over reference-counted blocks.
+"""Which block of the cache holds which tokens: prefix trees per tenant over reference-counted blocks.
 
 A node of the tree is one block and the ids of the tokens computed in it. Blocks enter the tree as soon as
 their tokens are computed, also while they are being filled, and stay when their sequence ends, until the
 memory is needed. Full blocks are shared; of a block that matches only in part, or is still being filled, a
-copy is taken. Knows neither requests nor models.
+copy is taken. What adapters make of the same tokens differs, so each has a root of its own in its tenant's
+tree. Knows neither requests nor models.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from jinn.ops.protocol import IntArray
+from jinn.ops.protocol import NO_ADAPTER, IntArray
 
 _ID_BYTES = 4
 _key = attrgetter("key")
@@ -41,13 +42,13 @@ class Node:
 
 
 class PrefixTree:
-    """One tenant's nodes."""
+    """One tenant's nodes, below a root for each adapter."""
 
-    __slots__ = ("num_tables", "root", "tenant", "unheld")
+    __slots__ = ("num_tables", "roots", "tenant", "unheld")
 
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
-        self.root = Node(self, None, b"", -1)
+        self.roots: dict[int, Node] = {}
         self.num_tables = 0  # not yet released
         self.unheld: OrderedDict[Node, None] = (
             OrderedDict()
@@ -123,25 +124,26 @@ class BlockCache:
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
-    def match_length(self, tenant: str, token_ids: IntArray) -> int:
+    def match_length(self, tenant: str, token_ids: IntArray, adapter: int = NO_ADAPTER) -> int:
         """How many of the first tokens the tenant's tree knows; holds nothing."""
         tree = self._trees.get(tenant)
-        if tree is None:
+        node = None if tree is None else tree.roots.get(adapter)
+        if node is None:
             return 0
-        keys, start, node = _to_key(token_ids), 0, tree.root
+        keys, start = _to_key(token_ids), 0
         while child := _child(node, keys[start : start + self._key_bytes]):
             start += len(child.key)
             node = child
         _, partial = _longest_match(node.children, keys[start : start + self._key_bytes])
         return (start + partial) // _ID_BYTES
 
-    def acquire(self, tenant: str, token_ids: IntArray) -> BlockTable:
+    def acquire(self, tenant: str, token_ids: IntArray, adapter: int = NO_ADAPTER) -> BlockTable:
         """A table that holds the longest prefix of `token_ids` that the tenant's tree knows, to the token."""
         tree = self._trees.get(tenant)
         if tree is None:
             tree = self._trees[tenant] = PrefixTree(tenant)
         tree.num_tables += 1
-        table = BlockTable(tree.root)
+        table = BlockTable(tree.roots.setdefault(adapter, Node(tree, None, b"", -1)))
         keys = _to_key(token_ids)
         start = 0
         while start + self._key_bytes <= len(keys):
@@ -287,7 +289,7 @@ class BlockCache:
                 self._drop(descendant)
 
     def _forget_if_empty(self, tree: PrefixTree) -> None:
-        if not tree.num_tables and not tree.root.children:
+        if not tree.num_tables and not any(root.children for root in tree.roots.values()):
             self._trees.pop(tree.tenant, None)
 
     def check_integrity(self, tables: Iterable[BlockTable]) -> None:
@@ -318,7 +320,7 @@ class BlockCache:
         while node.parent:
             path.append(node)
             node = node.parent
-        _require(node is table.node.tree.root, "a table's path does not reach its root")
+        _require(node in table.node.tree.roots.values(), "a table's path does not reach its root")
         path.reverse()
         if table.tail:
             _require(table.tail.parent is table.node, "a tail hangs elsewhere than its table")
@@ -337,7 +339,7 @@ class BlockCache:
     def _check_tree(self, tree: PrefixTree, owners: dict[int, str], holders: Counter[Node]) -> int:
         """The number of unheld nodes."""
         unheld = set()
-        stack = [tree.root]
+        stack = list(tree.roots.values())
         while stack:
             node = stack.pop()
             keys = [child.key for child in node.children]

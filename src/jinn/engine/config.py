@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Literal, get_args
 
 from jinn.engine.messages import check_range
@@ -46,6 +46,7 @@ class EngineConfig:
     packed_cache: str | None = None  # a folder to keep packed weights in; None: memory, if experts fit
     verify: bool = False  # compare the checksums of a file in packed_cache at the start
     draft_model: str | None = None  # a path; with speculative "draft"
+    lora_adapters: Mapping[str, str] = field(default_factory=dict)  # folders by the names of the adapters
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
@@ -67,6 +68,9 @@ class EngineConfig:
         check_range("num_speculative_tokens", self.num_speculative_tokens, 1, 64)
         if (self.draft_model is None) == (self.speculative == "draft"):
             raise ValueError("draft_model goes with speculative draft, and with nothing else")
+        for name, path in self.lora_adapters.items():
+            if not isinstance(path, str) or not path or not 1 <= len(name) <= 256:
+                raise ValueError("lora_adapters must be paths by names of 1 to 256 characters")
 
     @property
     def num_draft_tokens(self) -> int:
@@ -97,6 +101,7 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]
     system_fingerprint: str  # names the weights, the build and the ISA path
     notes: tuple[str, ...] = ()  # automatic choices made while loading, each with its reason
+    adapters: tuple[tuple[str, str], ...] = ()  # names, in the order of their numbers, with their digests
     load_tokenizer: Callable[[], Tokenizer] | None = None  # called once, if a request has a grammar
 
 

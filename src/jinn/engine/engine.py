@@ -32,7 +32,7 @@ from jinn.engine.scoring import SCRATCH_TENANT, Scorer
 from jinn.engine.sequence import Sequence
 from jinn.engine.states import StatePool
 from jinn.engine.step_times import StepTimes
-from jinn.ops.protocol import IntArray
+from jinn.ops.protocol import NO_ADAPTER, IntArray
 
 if TYPE_CHECKING:
     from jinn.engine.constraint import Constraint
@@ -66,7 +66,8 @@ class Engine:
         self._states = _state_pool(runner, config)
         self._scheduler = Scheduler(limits, self._cache, self._states)
         self._drafter = drafter
-        self._scorer = Scorer(runner, self._cache, self._states)
+        self._adapters = {name: number for number, (name, _) in enumerate(info.adapters)}
+        self._scorer = Scorer(runner, self._cache, self._states, self._adapters)
         self._eos_token_ids = frozenset(info.eos_token_ids)
         self._load_tokenizer = info.load_tokenizer
         self._grammars: GrammarQueue | None = None  # from the first request that has one
@@ -86,6 +87,7 @@ class Engine:
             info.eos_token_ids,
             info.system_fingerprint,
             (*info.notes, *notes),
+            info.adapters,
         )
 
     @property
@@ -344,6 +346,7 @@ class Engine:
                 max_num_tokens=max_num_tokens,
                 ending_ids=eos_token_ids.union(sampling.stop_token_ids),
                 turn_starts=request.turn_starts,
+                adapter=NO_ADAPTER if request.adapter is None else self._adapters[request.adapter],
             )
             for index in range(sampling.n)
         ]
@@ -364,6 +367,8 @@ class Engine:
             return f"stop_token_ids has a token id outside the vocabulary of {vocab_size}"
         if sampling.thinking_budget and max(sampling.thinking_budget.token_ids) >= vocab_size:
             return f"thinking_budget has a token id outside the vocabulary of {vocab_size}"
+        if request.adapter is not None and request.adapter not in self._adapters:
+            return f"there is no adapter {request.adapter!r}"
         if sampling.seed is None:
             return "seed must be set"
         if sampling.stop:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, partial
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jinn import __version__, _native, env
+from jinn.engine.adapters import adapter_parameters, digests, read_adapters
 from jinn.engine.config import EngineConfig, ModelInfo
 from jinn.engine.memory import available_memory, disk_speed, footprint
 from jinn.engine.runner import NativeRunner, Programs, Runner
@@ -26,10 +27,11 @@ from jinn.models.parameters import Node, tree
 from jinn.models.registry import model_of
 from jinn.models.sources import ParameterSource, parameter_sources
 from jinn.ops.native import Recording, compile_program, fuse, record, record_hidden, record_predict
-from jinn.ops.protocol import IntArray
+from jinn.ops.protocol import FloatArray, IntArray
 from jinn.sizes import format_size
 from jinn.weights.checkpoint import Checkpoint, open_checkpoint
 from jinn.weights.errors import WeightsError
+from jinn.weights.lora import LoraAdapter
 from jinn.weights.packed import PackedFile, packed_folder, packed_key, packed_path
 
 if TYPE_CHECKING:
@@ -51,13 +53,15 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, Model
         pool = _native.ThreadPool(config.num_threads or _native.default_num_threads())
         kernels = _native.choose_kernels(env.isa() or "")
         sources = parameter_sources(model, checkpoint)
-        packed_file, notes = _packed_file(sources, checkpoint, config)
+        adapters = read_adapters(model, config.lora_adapters)
+        packed_file, notes = _packed_file(sources, adapters.values(), checkpoint, config)
         with packed_file or nullcontext():
             if config.verify and packed_file is not None and packed_file.is_whole:
                 packed_file.verify()
             parameters = load_parameters(sources, pool, progress, packed_file)
+        parameters.update(adapter_parameters(model, list(adapters.values()), partial(_pack_float32, pool)))
         info = model_info(model, checkpoint, f"{kernels.name}-{config.activations}-{config.kv_cache_dtype}")
-        info = replace(info, notes=(*info.notes, *notes))
+        info = replace(info, notes=(*info.notes, *notes), adapters=digests(adapters))
 
     programs = _programs(model, tree(parameters), config, pool, kernels)
     cache, states = _caches(model, config)
@@ -65,13 +69,16 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, Model
 
 
 def _packed_file(
-    sources: Mapping[str, ParameterSource], checkpoint: Checkpoint, config: EngineConfig
+    sources: Mapping[str, ParameterSource],
+    adapters: Iterable[LoraAdapter],
+    checkpoint: Checkpoint,
+    config: EngineConfig,
 ) -> tuple[PackedFile | None, tuple[str, ...]]:
     """Where to keep packed weights, and a note if that is because experts do not fit into memory."""
     if config.packed_cache is not None:
         matrices = {name: source for name, source in sources.items() if source.spec.is_packed}
         return open_packed_file(matrices, checkpoint, Path(config.packed_cache)), ()
-    needed, available = footprint(sources.values()), available_memory()
+    needed, available = footprint(sources.values(), adapters), available_memory()
     if not needed.experts or needed.fits(config.cache_memory, available):
         return None, ()
     folder = packed_folder()
@@ -226,6 +233,10 @@ def _load(source: ParameterSource, pool: _native.ThreadPool, place: tuple[str, i
         packed = _native.pack(pool, matrices[0], *arguments)
     source.release()
     return packed
+
+
+def _pack_float32(pool: _native.ThreadPool, matrix: FloatArray) -> _native.PackedTensor:
+    return _native.pack(pool, matrix.view(np.uint8).reshape(-1), "F32", *matrix.shape)
 
 
 def _is_mapped(data: npt.NDArray[np.uint8]) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from time import perf_counter
 
 from jinn.models.sources import ParameterSource
+from jinn.weights.lora import LoraAdapter
 
 # What serving takes besides weights and cache: two interpreters, libraries, tokenizer, activations.
 OVERHEAD_BYTES = 200 * 10**6
@@ -50,7 +51,7 @@ def disk_speed(path: Path) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes of a model's weights in memory, and what a token reads of them."""
+    """Bytes of a model's weights in memory, its adapters' too, and what a token reads of them."""
 
     weights: int
     experts: int  # of the weights: the experts of all mixtures
@@ -68,9 +69,9 @@ class Footprint:
         return int(self.experts_per_token * (1 - max(0, room) / self.experts))
 
 
-def footprint(sources: Iterable[ParameterSource]) -> Footprint:
-    """Of a checkpoint's parameters, whose packs are as large as its tensors."""
-    weights = experts = per_token = 0
+def footprint(sources: Iterable[ParameterSource], adapters: Iterable[LoraAdapter] = ()) -> Footprint:
+    """Of a checkpoint's parameters, whose packs are as large as its tensors, and of adapters."""
+    weights, experts, per_token = sum(adapter.nbytes for adapter in adapters), 0, 0
     for source in sources:
         weights += source.nbytes
         if source.spec.num_experts_per_tok is not None:

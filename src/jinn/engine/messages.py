@@ -148,6 +148,7 @@ class Submit:
     sampling: SamplingParams
     grammar: Grammar | None = None
     turn_starts: tuple[int, ...] = ()
+    adapter: str | None = None  # of those that the engine has loaded; None: the model as it is
 
 
 class Pooling(StrEnum):
@@ -169,6 +170,7 @@ class Score:
     token_ids: tuple[int, ...]
     num_logprobs: int | None
     pooling: Pooling | None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +206,7 @@ class Ready:
     eos_token_ids: tuple[int, ...]
     system_fingerprint: str
     notes: tuple[str, ...]
+    adapters: tuple[tuple[str, str], ...] = ()  # their names and digests
 
 
 @dataclass(frozen=True, slots=True)

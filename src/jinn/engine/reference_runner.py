@@ -6,12 +6,14 @@ Needs torch, so nothing imports this module unless asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from jinn.engine.adapters import adapter_parameters, digests, read_adapters
 from jinn.engine.config import EngineConfig, ModelInfo
 from jinn.engine.loading import Progress, model_info
 from jinn.engine.runner import Runner
@@ -98,8 +100,10 @@ def load_reference_runner(config: EngineConfig, progress: Progress) -> tuple[Run
         model = model_of(checkpoint)
         if config.speculative != "mtp":
             model = model.without_prediction()
-        parameters = load_tensors(model, checkpoint, progress)
-        info = model_info(model, checkpoint, "reference")
+        adapters = read_adapters(model, config.lora_adapters)
+        parameters: dict[str, Any] = {**load_tensors(model, checkpoint, progress)}
+        parameters.update(adapter_parameters(model, list(adapters.values()), torch.from_numpy))
+        info = replace(model_info(model, checkpoint, "reference"), adapters=digests(adapters))
     cache = PagedCache(model.kv_specs(), config.kv_cache_dtype, _num_blocks(model, config), config.block_size)
     return ReferenceRunner(model, parameters, ReferenceOps(config.activations), cache), info
 

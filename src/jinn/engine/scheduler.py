@@ -103,7 +103,9 @@ class Scheduler:
         self._follow(leader, followers)
 
     def schedule(self, num_tokens_beside_others: int) -> list[Chunk]:
-        """The next step's chunks, at most one per sequence; empty only when there is no work.
+        """The next step's chunks, at most one per sequence, those of one adapter side by side.
+
+        Empty only when there is no work.
 
         So many prompt tokens, at least 1, are read at most in a step in which others generate.
         """
@@ -120,6 +122,7 @@ class Scheduler:
             if not self._start(sequence):
                 break
             budget -= self._add_chunk(chunks, sequence, budget)
+        chunks.sort(key=lambda chunk: chunk.sequence.adapter)
         return chunks
 
     def commit(self, chunk: Chunk, num_accepted: int = 0) -> None:
@@ -251,10 +254,10 @@ class Scheduler:
         """Its blocks of the longest cached prefix and, with `states`, a slot that has taken in the same."""
         known = sequence.token_ids(0, sequence.num_tokens - 1)
         if not self.states:
-            return self.cache.acquire(sequence.tenant, known)
+            return self.cache.acquire(sequence.tenant, known, sequence.adapter)
         while True:
             known = self._start_states(self.states, sequence, known)
-            table = self.cache.acquire(sequence.tenant, known)
+            table = self.cache.acquire(sequence.tenant, known, sequence.adapter)
             if table.num_tokens == len(known):
                 return table
             # no block was left to copy a partly matching one into: go on from a shorter prefix
@@ -264,8 +267,8 @@ class Scheduler:
 
     def _start_states(self, states: StatePool, sequence: Sequence, known: IntArray) -> IntArray:
         """Give the sequence a slot; returns the tokens that its states have taken in."""
-        num_cached = self.cache.match_length(sequence.tenant, known)
-        slot, num_tokens = states.start(sequence.tenant, known[:num_cached])
+        num_cached = self.cache.match_length(sequence.tenant, known, sequence.adapter)
+        slot, num_tokens = states.start(sequence.tenant, known[:num_cached], sequence.adapter)
         sequence.state_slot, sequence.num_state_tokens = slot, num_tokens
         sequence.cuts = _cuts(sequence)
         if num_cached - num_tokens >= self.cache.block_size:
@@ -279,13 +282,13 @@ class Scheduler:
         sequence.num_pending_tokens = num_accepted + chunk.keeps_last_aside
         if sequence.num_state_tokens in (*sequence.cuts, sequence.num_prompt_tokens - 1):
             taken_in = sequence.token_ids(0, sequence.num_state_tokens)
-            states.snapshot(sequence.slot, sequence.tenant, taken_in)
+            states.snapshot(sequence.slot, sequence.tenant, taken_in, sequence.adapter)
 
     def _release_states(self, sequence: Sequence, *, keep: bool = True) -> None:
         """Give up the sequence's slot, which stays as a snapshot unless `keep=False`."""
         if self.states and keep:
             taken_in = sequence.token_ids(0, sequence.num_state_tokens)
-            self.states.keep(sequence.slot, sequence.tenant, taken_in)
+            self.states.keep(sequence.slot, sequence.tenant, taken_in, sequence.adapter)
         elif self.states:
             self.states.release(sequence.slot)
         sequence.state_slot = None

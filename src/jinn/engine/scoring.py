@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from jinn.engine.batch import pack, with_states
+from jinn.engine.batch import pack, with_adapters, with_states
 from jinn.engine.cache import BlockCache, BlockTable
 from jinn.engine.messages import Pooling, SamplingParams, Score, ScoreOutput, TokenLogprobs
 from jinn.engine.runner import Runner
@@ -42,12 +43,19 @@ class _Job:
 
 
 class Scorer:
-    """Queues texts and reads them in order of arrival. Not thread-safe."""
+    """Queues texts and reads them in order of arrival. Not thread-safe. `adapters` are numbers by name."""
 
-    def __init__(self, runner: Runner, cache: BlockCache, states: StatePool | None = None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        cache: BlockCache,
+        states: StatePool | None = None,
+        adapters: Mapping[str, int] | None = None,
+    ) -> None:
         self._runner = runner
         self._cache = cache
         self._states = states
+        self._adapters = adapters or {}
         self._jobs: deque[_Job] = deque()
 
     @property
@@ -78,6 +86,8 @@ class Scorer:
         Where blocks are short it waits, unless `is_alone`: then no other will ever give any back.
         """
         job = self._jobs[0]
+        if job.request.adapter is not None and job.request.adapter not in self._adapters:
+            return self._fail(job, f"there is no adapter {job.request.adapter!r}")
         if job.table is None and not self._allocate(job):
             return self._fail(job, "the text does not fit into the cache") if is_alone else None
         try:
@@ -139,6 +149,8 @@ class Scorer:
             raise ValueError("a text is read before it has blocks")
         start = job.num_computed_tokens
         batch = pack([job.token_ids[start:stop]], [start], [job.table.blocks], logit_rows.tolist())
+        if job.request.adapter is not None:
+            batch = with_adapters(batch, [self._adapters[job.request.adapter]])
         return batch if job.slot is None else with_states(batch, [job.slot], [0], [0])
 
     def _answer(self, job: _Job) -> ScoreOutput:

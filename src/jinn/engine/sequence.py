@@ -13,7 +13,7 @@ from jinn.engine.cache import BlockTable, IntegrityError
 from jinn.engine.messages import FinishReason, SamplingParams
 from jinn.engine.sampler import IdBits, SampleRow
 from jinn.engine.thinking import Thinking
-from jinn.ops.protocol import IntArray
+from jinn.ops.protocol import NO_ADAPTER, IntArray
 
 if TYPE_CHECKING:
     from jinn.engine.constraint import Constraint
@@ -49,6 +49,7 @@ class Sequence:
     has_started: bool = False
     status: SequenceStatus = SequenceStatus.WAITING
     turn_starts: tuple[int, ...] = ()  # prompt positions
+    adapter: int = NO_ADAPTER  # its number among those loaded
     drafts: tuple[int, ...] = ()  # guessed tokens that the next step may check
     # Of models with recurrent states, while running:
     state_slot: int | None = None

@@ -49,6 +49,7 @@ def _draft_runner(runner: Runner, config: EngineConfig, draft_memory: int, load_
         config,
         model=config.draft_model or "",  # without one, EngineConfig refuses it
         draft_model=None,
+        lora_adapters={},
         speculative="off",
         cache_memory=draft_memory,
     )

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from jinn.engine.cache import IntegrityError
-from jinn.ops.protocol import IntArray
+from jinn.ops.protocol import NO_ADAPTER, IntArray
 
 _DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """The tokens a snapshot has taken in, and whose they are."""
+    """The tokens a snapshot has taken in, through which adapter, and whose they are."""
 
     tenant: str
     num_tokens: int
@@ -53,12 +53,12 @@ class StatePool:
         """Slots that can be given out: free, or kept for reuse only."""
         return len(self._free) + len(self._snapshots)
 
-    def start(self, tenant: str, token_ids: IntArray) -> tuple[int, int]:
+    def start(self, tenant: str, token_ids: IntArray, adapter: int = NO_ADAPTER) -> tuple[int, int]:
         """A slot with the states of the longest snapshot, and how many of the first tokens they took in.
 
         For 0 tokens they are whatever they are. Raises ValueError where no slot is available.
         """
-        prefix = self._longest(tenant, token_ids)
+        prefix = self._longest(tenant, token_ids, adapter)
         if prefix is None:
             if (slot := self._take()) is None:
                 raise ValueError("all state slots are in use")
@@ -72,9 +72,9 @@ class StatePool:
             self._copy_state(source, slot)
         return slot, prefix.num_tokens
 
-    def snapshot(self, slot: int, tenant: str, token_ids: IntArray) -> None:
+    def snapshot(self, slot: int, tenant: str, token_ids: IntArray, adapter: int = NO_ADAPTER) -> None:
         """Keep a copy of a slot that has taken in just `token_ids`, if one can be had."""
-        prefix = _prefix(tenant, token_ids)
+        prefix = _prefix(tenant, token_ids, adapter)
         if self._touch(prefix):
             return
         target = self._take()
@@ -82,9 +82,9 @@ class StatePool:
             self._copy_state(slot, target)
             self._insert(prefix, target)
 
-    def keep(self, slot: int, tenant: str, token_ids: IntArray) -> None:
+    def keep(self, slot: int, tenant: str, token_ids: IntArray, adapter: int = NO_ADAPTER) -> None:
         """Give up a slot that has taken in just `token_ids`; it stays as their snapshot."""
-        prefix = _prefix(tenant, token_ids)
+        prefix = _prefix(tenant, token_ids, adapter)
         if not len(token_ids) or self._touch(prefix):
             self._free.append(slot)
         else:
@@ -113,10 +113,10 @@ class StatePool:
         if lengths != self._lengths:
             raise IntegrityError("the lengths of the snapshots are miscounted")
 
-    def _longest(self, tenant: str, token_ids: IntArray) -> Prefix | None:
+    def _longest(self, tenant: str, token_ids: IntArray, adapter: int) -> Prefix | None:
         """The longest snapshot of the first tokens, all of which are hashed once."""
         lengths = sorted(n for n in self._lengths.get(tenant, ()) if n <= len(token_ids))
-        longest, hashed, digest = None, 0, blake2b(digest_size=_DIGEST_BYTES)
+        longest, hashed, digest = None, 0, _new_digest(adapter)
         for length in lengths:
             digest.update(token_ids[hashed:length].tobytes())
             hashed = length
@@ -156,6 +156,11 @@ class StatePool:
         return self._snapshots.pop(prefix)
 
 
-def _prefix(tenant: str, token_ids: IntArray) -> Prefix:
-    digest = blake2b(token_ids.tobytes(), digest_size=_DIGEST_BYTES).digest()
-    return Prefix(tenant, len(token_ids), digest)
+def _prefix(tenant: str, token_ids: IntArray, adapter: int) -> Prefix:
+    digest = _new_digest(adapter)
+    digest.update(token_ids.tobytes())
+    return Prefix(tenant, len(token_ids), digest.digest())
+
+
+def _new_digest(adapter: int) -> blake2b:
+    return blake2b(digest_size=_DIGEST_BYTES, salt=adapter.to_bytes(4, "little", signed=True))

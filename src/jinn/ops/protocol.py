@@ -15,6 +15,8 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+NO_ADAPTER = -1
+
 Value = TypeVar("Value")
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
@@ -50,8 +52,8 @@ class Batch:
     num_drafts: IntArray = field(default_factory=_no_integers)  # [num_seqs]
     num_accepted: IntArray = field(default_factory=_no_integers)  # [num_seqs]
     hidden: FloatArray = field(default_factory=_no_hidden)  # [num_tokens, hidden_size]; see given_hidden
-    # Which of the loaded adapters each sequence's tokens go through, -1 for none; see LowRank. Sequences of one
-    # adapter should lie side by side, so that its weights are read once.
+    # Which of the loaded adapters each sequence's tokens go through, or NO_ADAPTER; see LowRank. Sequences of
+    # one adapter should lie side by side, so that its weights are read once.
     adapters: IntArray = field(default_factory=_no_integers)  # [num_seqs], or empty: none has any
 
 
@@ -101,8 +103,8 @@ class StateSpec:
 class LowRank:
     """What an adapter adds to a linear: `b @ (a @ x)`, in float32 (LoRA, arXiv 2106.09685)."""
 
-    a: Weight  # [rank, in]
-    b: Weight  # [out, rank], times the adapter's scale
+    a: Any  # [rank, in]
+    b: Any  # [out, rank], times the adapter's scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ class Context:
 class Ops(Protocol[Value]):
     """Ops take and return values; a `node` has a `weight` and may have a `bias`.
 
-    One that a linear reads may have `adapters`: each loaded adapter's LowRank, or None where it changes nothing.
+    One that a linear reads may have `adapters`: each loaded adapter's LowRank, or None where it adds nothing.
     """
 
     def embed(self, node: Any, ctx: Context) -> Value:

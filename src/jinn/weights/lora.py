@@ -235,7 +235,8 @@ def _read_linear(file: SafetensorsFile, config: LoraConfig, module: str) -> Lora
             f"{file.path}: module {quoted(module)} has lora_A {list(a.shape)} and lora_B {list(b.shape)}, "
             f"which do not have the config's rank {rank}"
         )
-    scaled = b * np.float32(config.scale_of(module))
+    with np.errstate(over="ignore"):
+        scaled = b * np.float32(config.scale_of(module))
     if not np.isfinite(scaled).all():
         raise WeightsError(f"{file.path}: module {quoted(module)}: lora_B times its scale is not finite")
     return LoraLinear(a, scaled)
