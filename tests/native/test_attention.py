@@ -193,3 +193,20 @@ def test_each_layer_has_its_own_keys(isa, dtype):
         (y,) = OpProgram(partial(build, chosen), *inputs, isa=isa).run(batch, blocks)
         alone = program(shape, random_qkv(shape, 40), isa=isa)
         assert_same_bits(y, alone.run(batch, native_cache(shape, dtype, 3))[0])
+
+
+@BY_DTYPE
+@pytest.mark.parametrize("shape", [SHAPES[3], SHAPES[4], SHAPES[7]], ids=["64", "80", "8"])
+def test_amx_and_avx512_give_the_same_bits(dtype, shape):
+    """Scores from near ties to far apart, so that some weights are nearly zero."""
+    if not {"amx", "avx512"} <= set(ISAS):
+        pytest.skip("this machine has no AMX")
+    q, k, v = (x.copy() for x in random_qkv(shape, 300))
+    q *= np.geomspace(1e-3, 10, 300, dtype=np.float32)[:, None]
+    v *= np.geomspace(1e-3, 1e3, 300, dtype=np.float32)[:, None]
+    batch = one_sequence(range(300), 0, shape.block_size)
+    amx, avx512 = (
+        program(shape, (q, k, v), isa=isa).run(batch, native_cache(shape, dtype, 20))[0]
+        for isa in ("amx", "avx512")
+    )
+    assert_same_bits(amx, avx512)

@@ -1,54 +1,93 @@
 // Causal softmax attention over the paged cache.
 //
 // Keys and values are read only as stored. A row's positions fall into partitions of kPartition at fixed absolute
-// positions. Within one: scores, their maximum m, p = exp(score - m), the sum l of p and the sum of p * value, key by
-// key. Partitions are then merged in order into (M, L, acc). Nothing depends on what other rows are computed beside it,
+// positions. Within one: scores, their maximum m, p = exp(score - m), the sum l of p and the sum of p * value.
+// Partitions are then merged in order into (M, L, acc). Nothing depends on what other rows are computed beside it,
 // so one query and many give the same bits.
+//
+// Products are float32, key by key, or those of bf16_products.h where the cache is bf16 (attention_bf16.h).
 #include <cmath>
 
+#include "attention_rows.h"
+#include "bf16_products.h"
 #include "kernels.h"
 #include "ops.h"
 #include "vec.h"
+#if defined(JINN_AVX512)
+#include "attention_bf16.h"
+#endif
 
 namespace jinn::JINN_ISA {
 namespace {
 
-constexpr int kPartition = 256;
 constexpr int kMaxRows = 4;       // query rows that share one reading of keys and values
 constexpr int kMaxValueVecs = 4;  // 64 columns of values at a time
 
-// How a 32-bit word of the cache widens into 4 / size floats per lane.
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef uint8_t u8x16 __attribute__((vector_size(16)));
+
+// How a 32-bit word of the cache widens into 4 / size floats per lane, how numbers are stored, in the low bits of
+// `numbers`, and how queries are held beside them.
 struct WordF32 {
+  using Narrow = u32x16;
   static constexpr int kPer = 1;
   static constexpr bool kScaled = false;
   JINN_INLINE f32x16 part(u32x16 word, int) { return bit_cast<f32x16>(word); }
-  JINN_INLINE uint32_t number(float x, float) { return bit_cast<uint32_t>(x); }
+  JINN_INLINE u32x16 numbers(f32x16 x, float) { return bit_cast<u32x16>(x); }
+  JINN_INLINE float query(float x) { return x; }
 };
 struct WordBF16 {
+  using Narrow = u16x16;
   static constexpr int kPer = 2;
   static constexpr bool kScaled = false;
   JINN_INLINE f32x16 part(u32x16 word, int i) { return i == 0 ? bf16_low(word) : bf16_high(word); }
-  JINN_INLINE uint32_t number(float x, float) { return float_to_bf16(x); }
+  // As float_to_bf16.
+  JINN_INLINE u32x16 numbers(f32x16 x, float) {
+    const u32x16 bits = bit_cast<u32x16>(x), nearest = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : nearest;
+  }
+  // The sum of two bfloat16 numbers.
+  JINN_INLINE float query(float x) {
+    const float high = bf16_to_float(float_to_bf16(x));
+    return high + bf16_to_float(float_to_bf16(x - high));
+  }
 };
 struct WordInt8 {
+  using Narrow = u8x16;
   static constexpr int kPer = 4;
   static constexpr bool kScaled = true;
   JINN_INLINE f32x16 part(u32x16 word, int i) { return to_float((i32x16)(word << (24 - 8 * i)) >> 24); }
-  JINN_INLINE uint32_t number(float x, float inverse_scale) {
-    return static_cast<uint8_t>(static_cast<int8_t>(std::nearbyint(x * inverse_scale)));
+  JINN_INLINE u32x16 numbers(f32x16 x, float inverse_scale) {
+    return (u32x16) __builtin_convertvector(round_to_integer(x * inverse_scale), i32x16) & 0xffu;
   }
+  JINN_INLINE float query(float x) { return x; }
 };
 
+JINN_INLINE int lanes_left(int from, int end) { return end - from < kLanes ? end - from : kLanes; }
+
 float largest_magnitude(const float* x, int n) {
-  float largest = 0.0f;
-  for (int i = 0; i < n; ++i) largest = std::fabs(x[i]) > largest ? std::fabs(x[i]) : largest;
-  return largest;
+  f32x16 largest{};
+  for (int i = 0; i < n; i += kLanes) {
+    const f32x16 v = load_part(x + i, lanes_left(i, n));
+    largest = max(max(v, -v), largest);
+  }
+  return reduce_max(largest);
 }
 
+// Part `part` of `count` words. The words' other parts are of other positions, which another thread may be storing.
 template <class Word>
-JINN_INLINE void put(uint8_t* plane, int64_t word, int part, uint32_t bits) {
+JINN_INLINE void put_parts(uint8_t* words, u32x16 numbers, int part, int count) {
   constexpr int kBytes = 4 / Word::kPer;
-  std::memcpy(plane + 4 * word + kBytes * part, &bits, kBytes);
+#if defined(JINN_AVX512)
+  constexpr uint64_t kFirstParts = kBytes == 4 ? ~0ull : kBytes == 2 ? 0x3333333333333333ull : 0x1111111111111111ull;
+  const uint64_t there = ~0ull >> (64 - 4 * count);
+  _mm512_mask_storeu_epi8(words, (kFirstParts << (kBytes * part)) & there, (__m512i)(numbers << (8 * kBytes * part)));
+#else
+  for (int i = 0; i < count; ++i) {
+    const uint32_t number = numbers[i];
+    std::memcpy(words + 4 * i + kBytes * part, &number, kBytes);
+  }
+#endif
 }
 
 // One head's key and value of one position.
@@ -63,15 +102,20 @@ void store_position(uint8_t* head, const KVLayer& layer, int at, const float* k,
     reinterpret_cast<float*>(head + layer.key_scales)[at] = key_largest / 127.0f;
     reinterpret_cast<float*>(head + layer.value_scales)[at] = value_largest / 127.0f;
   }
-  const int key_words = layer.key_dim / Word::kPer;
-  for (int i = 0; i < layer.key_dim; ++i) {
-    const int64_t word = (static_cast<int64_t>(at / kLanes) * key_words + i / Word::kPer) * kLanes + at % kLanes;
-    put<Word>(head, word, i % Word::kPer, Word::number(k[i], key_inverse));
+  const int64_t key_words = layer.key_dim / Word::kPer;
+  uint8_t* keys = head + (at / kLanes * key_words * kLanes + at % kLanes) * 4;
+  for (int i = 0; i < layer.key_dim; i += kLanes) {
+    const int count = lanes_left(i, layer.key_dim);
+    const u32x16 numbers = Word::numbers(load_part(k + i, count), key_inverse);
+    const typename Word::Narrow packed = __builtin_convertvector(numbers, typename Word::Narrow);
+    uint32_t words[kLanes];
+    std::memcpy(words, &packed, sizeof(packed));
+    for (int w = 0; w < count / Word::kPer; ++w, keys += 4 * kLanes) std::memcpy(keys, words + w, 4);
   }
-  uint8_t* values = head + layer.values;
-  for (int i = 0; i < layer.value_dim; ++i) {
-    const int64_t word = static_cast<int64_t>(at / Word::kPer) * layer.value_dim + i;
-    put<Word>(values, word, at % Word::kPer, Word::number(v[i], value_inverse));
+  uint8_t* values = head + layer.values + static_cast<int64_t>(at / Word::kPer) * layer.value_dim * 4;
+  for (int i = 0; i < layer.value_dim; i += kLanes) {
+    const int count = lanes_left(i, layer.value_dim);
+    put_parts<Word>(values + 4 * i, Word::numbers(load_part(v + i, count), value_inverse), at % Word::kPer, count);
   }
 }
 
@@ -90,14 +134,6 @@ void store_tokens(const KVCache& cache, int layer, const SequenceView& sequence,
   }
 }
 
-// A query row: one head of one token. It sees positions below `limit`.
-struct Row {
-  const float* query;
-  float* output;
-  int64_t limit;
-  float max, sum;  // M and L; acc is in output
-};
-
 struct Partial {
   alignas(64) float scores[kMaxRows][kPartition];
   float max[kMaxRows], sum[kMaxRows];
@@ -109,33 +145,19 @@ class Worker {
   explicit Worker(const AttentionPiece& piece)
       : piece_(piece), cache_(*piece.cache), layer_(cache_.layer(piece.layer)) {}
 
-  void rows(Row* rows, int count) {
-    int64_t longest = 0;
-    for (int r = 0; r < count; ++r) {
-      rows[r].max = -INFINITY;
-      rows[r].sum = 0.0f;
-      longest = rows[r].limit > longest ? rows[r].limit : longest;
-    }
-    for (int64_t start = 0; start < longest; start += kPartition) {
+  void rows(AttentionRow* rows, int count) {
+    for_each_partition(piece_, rows, count, [&](int64_t start) {
       switch (count) {
         case 1:
-          partition<1>(rows, start);
-          break;
+          return partition<1>(rows, start);
         case 2:
-          partition<2>(rows, start);
-          break;
+          return partition<2>(rows, start);
         case 3:
-          partition<3>(rows, start);
-          break;
+          return partition<3>(rows, start);
         default:
-          partition<4>(rows, start);
-          break;
+          return partition<4>(rows, start);
       }
-    }
-    for (int r = 0; r < count; ++r) {
-      const float inverse = 1.0f / rows[r].sum;
-      for (int i = 0; i < layer_.value_dim; ++i) rows[r].output[i] *= inverse;
-    }
+    });
   }
 
  private:
@@ -144,12 +166,11 @@ class Worker {
   }
 
   template <int R>
-  void partition(Row* rows, int64_t start) {
+  void partition(AttentionRow* rows, int64_t start) {
     int keys[R];  // of this partition, per row
     int most = 0;
     for (int r = 0; r < R; ++r) {
-      const int64_t left = rows[r].limit - start;
-      keys[r] = static_cast<int>(left < 0 ? 0 : left > kPartition ? kPartition : left);
+      keys[r] = keys_from(rows[r], start);
       most = keys[r] > most ? keys[r] : most;
     }
     for (int at = 0; at < most;) {
@@ -162,16 +183,13 @@ class Worker {
     for (int r = 0; r < R; ++r) softmax(keys[r], r);
     for (int col = 0; col < layer_.value_dim; col += kMaxValueVecs * kLanes) values<R>(rows, start, keys, col);
     for (int r = 0; r < R; ++r) {
-      if (keys[r] == 0) continue;
-      const float max = rows[r].max > partial_.max[r] ? rows[r].max : partial_.max[r];
-      rows[r].sum = rows[r].sum * exp(rows[r].max - max) + partial_.sum[r] * exp(partial_.max[r] - max);
-      rows[r].max = max;
+      if (keys[r] > 0) merge_sum(rows[r], partial_.max[r], partial_.sum[r]);
     }
   }
 
   // Scores of 16 positions for R rows; even and odd columns are summed apart, then together.
   template <int R>
-  void score_lanes(const Row* rows, const uint8_t* head, int in_block, int at) {
+  void score_lanes(const AttentionRow* rows, const uint8_t* head, int in_block, int at) {
     const int key_words = layer_.key_dim / Word::kPer;
     const uint8_t* words = head + static_cast<int64_t>(in_block / kLanes) * key_words * 64;
     constexpr int kWords = Word::kPer == 1 ? 2 : 1;  // that make pairs of columns
@@ -218,7 +236,7 @@ class Worker {
 
   // Adds p * value of this partition into the rows' outputs, for 64 columns from `col` on.
   template <int R>
-  void values(Row* rows, int64_t start, const int* keys, int col) {
+  void values(AttentionRow* rows, int64_t start, const int* keys, int col) {
     int shared = keys[0];
     for (int r = 1; r < R; ++r) shared = keys[r] < shared ? keys[r] : shared;
     shared -= shared % Word::kPer;
@@ -292,16 +310,12 @@ class Worker {
     }
   }
 
-  // acc = acc * exp(M - M') + partial * exp(m - M'), with M' the larger maximum.
-  void merge(const Row& row, const f32x16* acc, int keys, int r, int col) {
+  void merge(const AttentionRow& row, const f32x16* acc, int keys, int r, int col) {
     if (keys == 0) return;
-    const float max = row.max > partial_.max[r] ? row.max : partial_.max[r];
-    const f32x16 before = set1(exp(row.max - max)), now = set1(exp(partial_.max[r] - max));
-    const bool is_first = row.max == -INFINITY;
+    const MergeFactors factors(row, partial_.max[r]);
     for (int v = 0; v < num_vecs(col); ++v) {
-      const int at = col + v * kLanes, width = part_width(at);
-      const f32x16 old = is_first ? f32x16{} : load_part(row.output + at, width);
-      store_part(row.output + at, fma(acc[v], now, old * before), width);
+      const int at = col + v * kLanes;
+      merge_values(row.output + at, acc[v], factors, part_width(at));
     }
   }
 
@@ -319,24 +333,20 @@ class Worker {
 
 template <class Word>
 void attend(const AttentionPiece& piece) {
-  const KVLayer& layer = piece.cache->layer(piece.layer);
-  const SequenceView& sequence = piece.sequence;
-  const int64_t first_position = sequence.context_len - sequence.num_tokens;
+  const int64_t key_dim = piece.cache->layer(piece.layer).key_dim;
+  static thread_local Scratch<float> scratch;
+  float* queries = scratch.of(kMaxRows * key_dim);
   Worker<Word> worker(piece);
-  Row rows[kMaxRows];
-  int count = 0;
-  for (int64_t token = piece.first_token; token < piece.last_token; ++token) {
-    for (int64_t head = piece.first_head; head < piece.last_head; ++head) {
-      Row& row = rows[count++];
-      row.query = piece.query.row(token) + head * layer.key_dim;
-      row.output = piece.output.row(token) + head * layer.value_dim;
-      row.limit = first_position + (token - sequence.first_token) + 1;
-      if (count < kMaxRows) continue;
-      worker.rows(rows, count);
-      count = 0;
+  AttentionRow rows[kMaxRows];
+  for (int64_t first = 0, end = num_rows(piece); first < end; first += kMaxRows) {
+    const int count = static_cast<int>(end - first < kMaxRows ? end - first : kMaxRows);
+    for (int r = 0; r < count; ++r) {
+      rows[r] = row_at(piece, first + r);
+      for (int64_t i = 0; i < key_dim; ++i) queries[r * key_dim + i] = Word::query(rows[r].query[i]);
+      rows[r].query = queries + r * key_dim;
     }
+    worker.rows(rows, count);
   }
-  if (count > 0) worker.rows(rows, count);
 }
 
 }  // namespace
@@ -358,7 +368,11 @@ void attention(const AttentionPiece& piece) {
     case CacheType::F32:
       return attend<WordF32>(piece);
     case CacheType::BF16:
+#if defined(JINN_AVX512)
+      return attend_bf16(piece);
+#else
       return attend<WordBF16>(piece);
+#endif
     case CacheType::Int8:
       return attend<WordInt8>(piece);
   }

@@ -63,23 +63,36 @@ class Scratch {
   int64_t size_ = 0;
 };
 
+// Where numbers lie that are multiplied with words: term t of column c of row r is at
+// c * kColStride + r * kRowStride + t * kTermStride. Strides that the compiler knows keep addresses out of registers.
+template <int Rows>
+struct PanelLayout {
+  static constexpr int kColStride = Rows, kRowStride = 1, kTermStride = 0;
+};
+
 // Adds a step, or the `num_words` words that are left of one, to one vector of Rows rows. Word w is at
-// words + w * stride. A panel holds [columns][Rows][Terms], so that its reader goes straight on.
-template <int Rows, int Terms>
+// words + w * stride.
+template <int Rows, int Terms, class Layout = PanelLayout<Rows>>
 JINN_INLINE void add_step(const float* panel, const uint8_t* words, int64_t stride, int num_words, f32x16* y) {
-  constexpr int kChains = Rows * Terms;
+  constexpr int kChains = Rows * Terms, kCol = Layout::kColStride;
+  const auto at = [](int i) { return i / Terms * Layout::kRowStride + i % Terms * Layout::kTermStride; };
   f32x16 even[kChains] = {}, odd[kChains] = {};
-  for (int w = 0; w < num_words; ++w, words += stride, panel += 2 * kChains) {
+  for (int w = 0; w < num_words; ++w, words += stride, panel += 2 * kCol) {
     const u32x16 word = load_as<u32x16>(words);
     const f32x16 low = bf16_low(word), high = bf16_high(word);
 #pragma GCC unroll 12
-    for (int i = 0; i < kChains; ++i) even[i] = fma(low, set1(panel[i]), even[i]);
+    for (int i = 0; i < kChains; ++i) even[i] = fma(low, set1(panel[at(i)]), even[i]);
 #pragma GCC unroll 12
-    for (int i = 0; i < kChains; ++i) odd[i] = fma(high, set1(panel[kChains + i]), odd[i]);
+    for (int i = 0; i < kChains; ++i) odd[i] = fma(high, set1(panel[at(i) + kCol]), odd[i]);
   }
 #pragma GCC unroll 12
   for (int i = 0; i < kChains; ++i) y[i / Terms] = y[i / Terms] + (even[i] + odd[i]);
 }
+
+#if defined(JINN_AVX512)
+JINN_INLINE __m256i round_to_bf16(f32x16 x) { return (__m256i)_mm512_cvtneps_pbh((__m512)x); }
+JINN_INLINE f32x16 widen_bf16(__m256i x) { return (f32x16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16); }
+#endif
 
 #if defined(JINN_AMX)
 constexpr int kTileBytes = 1024;

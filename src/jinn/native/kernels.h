@@ -84,6 +84,8 @@ struct SequenceView {
   const int32_t* block_table;
 };
 
+constexpr int kAttentionPartition = 256;  // positions whose softmax is one; at fixed absolute positions
+
 struct AttentionPiece {
   const KVCache* cache;
   int layer;

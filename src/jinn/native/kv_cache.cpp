@@ -32,7 +32,7 @@ KVCache::KVCache(const std::vector<Spec>& layers, CacheType type, int64_t num_bl
     block_bytes_ += layer.head_bytes * static_cast<size_t>(spec.num_kv_heads);
     layers_.push_back(layer);
   }
-  data_ = Memory(block_bytes_ * static_cast<size_t>(num_blocks), false);
+  data_ = Memory(block_bytes_ * static_cast<size_t>(num_blocks), true);
 }
 
 void KVCache::copy_block(int64_t source, int64_t target) {

@@ -13,10 +13,10 @@
 namespace jinn {
 namespace {
 
-constexpr int64_t kLinearRows = 64;       // rows of a linear that one claim covers
-constexpr int64_t kFloatRows = 256;       // the same of inputs in floats, which need more rows per weight that is read
-constexpr int64_t kAttentionTokens = 16;  // query tokens that one claim covers
-constexpr int64_t kAttentionHeads = 16;   // query heads of one key/value head that one claim covers
+constexpr int64_t kLinearRows = 64;      // rows of a linear that one claim covers
+constexpr int64_t kFloatRows = 256;      // the same of inputs in floats, which need more rows per weight that is read
+constexpr int64_t kAttentionRows = 128;  // query rows, tokens by heads, that one claim covers where there are many
+constexpr int64_t kAttentionHeads = 16;  // query heads of one key/value head that one claim covers
 
 class Embed : public RowWise {
  public:
@@ -269,28 +269,39 @@ class Attention : public Instruction {
       : layer_(layer), num_kv_heads_(num_kv_heads), scale_(scale), q_(q), out_(out) {}
   std::string name() const override { return "attention"; }
 
-  int64_t num_items(const Step& step) const override {
-    int64_t chunks = 0;
-    for (int64_t s = 0; s < step.batch.num_seqs; ++s) chunks += num_chunks(step.batch.sequence(s));
-    return chunks * num_kv_heads_ * num_head_blocks(step);
-  }
+  int64_t num_items(const Step& step) const override { return num_items(step, chunk_tokens(step)); }
 
   void run(const Step& step, int64_t item) const override {
     const int64_t head_blocks = num_head_blocks(step), kv_head = item / head_blocks % num_kv_heads_;
+    const int64_t tokens = chunk_tokens(step);
     int64_t chunk = item / head_blocks / num_kv_heads_, s = 0;
-    while (chunk >= num_chunks(step.batch.sequence(s))) chunk -= num_chunks(step.batch.sequence(s++));
+    for (int64_t here; chunk >= (here = num_chunks(step.batch.sequence(s), tokens)); ++s) chunk -= here;
     const SequenceView sequence = step.batch.sequence(s);
-    const int64_t from_end = num_chunks(sequence) - 1 - chunk;
-    const int64_t first_token = sequence.first_token + from_end * kAttentionTokens;
+    const int64_t from_end = num_chunks(sequence, tokens) - 1 - chunk;
+    const int64_t first_token = sequence.first_token + from_end * tokens;
     const int64_t first_head = kv_head * group_size(step) + item % head_blocks * kAttentionHeads;
     step.kernels.attention({&step.cache, layer_, sequence, static_cast<int>(kv_head), first_head,
                             std::min((kv_head + 1) * group_size(step), first_head + kAttentionHeads), first_token,
-                            std::min(sequence.first_token + sequence.num_tokens, first_token + kAttentionTokens),
-                            scale_, step.matrix(q_), step.matrix(out_)});
+                            std::min(sequence.first_token + sequence.num_tokens, first_token + tokens), scale_,
+                            step.matrix(q_), step.matrix(out_)});
   }
 
  private:
-  static int64_t num_chunks(const SequenceView& sequence) { return ceil_div(sequence.num_tokens, kAttentionTokens); }
+  // Query tokens of one claim: as many as still leave claims for all threads, since they share what they read.
+  int64_t chunk_tokens(const Step& step) const {
+    const int64_t heads = std::min(group_size(step), kAttentionHeads), wanted = kClaimsPerThread * step.num_threads();
+    int64_t rows = kAttentionRows;
+    while (rows > 32 && num_items(step, std::max<int64_t>(1, rows / heads)) < wanted) rows /= 2;
+    return std::max<int64_t>(1, rows / heads);
+  }
+  int64_t num_items(const Step& step, int64_t tokens) const {
+    int64_t chunks = 0;
+    for (int64_t s = 0; s < step.batch.num_seqs; ++s) chunks += num_chunks(step.batch.sequence(s), tokens);
+    return chunks * num_kv_heads_ * num_head_blocks(step);
+  }
+  static int64_t num_chunks(const SequenceView& sequence, int64_t tokens) {
+    return ceil_div(sequence.num_tokens, tokens);
+  }
   // Query heads of one key/value head.
   int64_t group_size(const Step& step) const { return q_.cols / step.cache.layer(layer_).key_dim / num_kv_heads_; }
   int64_t num_head_blocks(const Step& step) const { return ceil_div(group_size(step), kAttentionHeads); }

@@ -190,7 +190,8 @@ class Ops(Protocol[Value]):
         """Causal softmax attention, in float32, of q's heads over `spec.num_kv_heads` shared key/value heads.
 
         k and v are stored in the cache first and read back as stored; query head h uses key/value head
-        `h // (num_heads // num_kv_heads)`. Returns [tokens, num_heads * value_dim].
+        `h // (num_heads // num_kv_heads)`. Beside a bf16 cache each number of q is held as the sum of two
+        bfloat16 ones, its nearest and that of the rest. Returns [tokens, num_heads * value_dim].
         """
         ...
 

@@ -134,11 +134,12 @@ class ReferenceOps:
         for s in range(len(ctx.batch.context_lens)):
             mine = ctx.batch.tokens(s)
             context_len = int(ctx.batch.context_lens[s])
-            seen_keys, seen_values = keys[mine], values[mine]
+            seen_keys, seen_values, asking = keys[mine], values[mine], queries[mine]
             if ctx.cache is not None:
                 ctx.cache.store(ctx.layer, ctx.batch, s, seen_keys, seen_values)
                 seen_keys, seen_values = ctx.cache.load(ctx.layer, ctx.batch, s)
-            outputs.append(_attend(queries[mine], seen_keys, seen_values, context_len, scale))
+                asking = ctx.cache.held_queries(asking)
+            outputs.append(_attend(asking, seen_keys, seen_values, context_len, scale))
         return torch.cat(outputs).flatten(-2)
 
     def split_heads(self, x: Tensor, num_heads: int, widths: Sequence[int]) -> tuple[Tensor, ...]:
@@ -347,6 +348,13 @@ class PagedCache:
         """All keys and values of sequence s, [context, heads, dim]."""
         slots = self._slots(batch, s)
         return self._keys[layer][slots], self._values[layer][slots]
+
+    def held_queries(self, queries: Tensor) -> Tensor:
+        """Queries as stored keys meet them: beside bf16 keys, each the sum of two bfloat16 numbers."""
+        if self.dtype != "bf16":
+            return queries
+        high = queries.bfloat16().float()
+        return high + (queries - high).bfloat16().float()
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy one block of every layer."""

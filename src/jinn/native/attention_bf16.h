@@ -1,0 +1,360 @@
+// Attention over a bf16 cache, in the products of bf16_products.h.
+//
+// Queries are held as two bfloat16 terms each; p, which is float32, is exactly the sum of three. Keys of 16 positions
+// are what AMX reads as tiles, 32 columns each, and so are values of 32 positions, 16 columns each. A block of rows
+// meets a partition at once; what of a partition does not lie as tiles do is copied, padded with zeros, once for all
+// blocks.
+#pragma once
+
+#include "attention_rows.h"
+#include "bf16_products.h"
+#include "kernels.h"
+#include "vec.h"
+
+namespace jinn::JINN_ISA {
+
+constexpr int kQueryTerms = 2, kWeightTerms = 3, kMaxTerms = 3;
+constexpr int kPieceRows = 128;  // that share a reading of a partition
+constexpr int kNumGroups = kPartition / kLanes, kNumSteps = kPartition / kStepCols;
+
+// Where the words of a partition lie.
+struct PartitionWords {
+  const uint8_t* keys[kNumGroups];   // of 16 positions: [steps][16 words][16 positions]
+  const uint8_t* values[kNumSteps];  // of 32 positions: [16 words][columns], value_stride bytes apart
+  int64_t value_stride;
+};
+
+class PartitionReader {
+ public:
+  explicit PartitionReader(const AttentionPiece& piece)
+      : piece_(piece),
+        cache_(*piece.cache),
+        layer_(cache_.layer(piece.layer)),
+        num_key_steps_((layer_.key_dim + kStepCols - 1) / kStepCols),
+        padded_cols_((layer_.value_dim + kLanes - 1) / kLanes * kLanes) {}
+
+  int num_key_steps() const { return num_key_steps_; }
+  int num_value_vecs() const { return padded_cols_ / kLanes; }
+
+  // The words of positions start .. end - 1, which lie in one partition; those from end on count as zero in values.
+  void read(int64_t start, int64_t end, PartitionWords& words) {
+    words.value_stride = 4 * padded_cols_;
+    for (int g = 0; start + g * kLanes < end; ++g) words.keys[g] = key_group(start + g * kLanes, g);
+    for (int s = 0; start + s * kStepCols < end; ++s) words.values[s] = value_step(start + s * kStepCols, end, s);
+  }
+
+  // Fetches what `read` will give of these positions, whole groups.
+  void prefetch_keys(int64_t start, int64_t end) const {
+    for (int64_t at = start; at < end; at += kLanes) prefetch(key_words(at), 32 * layer_.key_dim);
+  }
+  void prefetch_values(int64_t start, int64_t end) const {
+    for (int64_t at = start; at < end; at += kLanes) prefetch(value_words(at), 32 * layer_.value_dim);
+  }
+
+ private:
+  static void prefetch(const uint8_t* from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
+  }
+  const uint8_t* head_of(int64_t position) const {
+    return cache_.head(piece_.layer, piece_.sequence.block_table[position / cache_.block_size()], piece_.kv_head);
+  }
+  int in_block(int64_t position) const { return static_cast<int>(position % cache_.block_size()); }
+
+  const uint8_t* key_words(int64_t position) const {
+    return head_of(position) + in_block(position) / kLanes * static_cast<int64_t>(32 * layer_.key_dim);
+  }
+
+  const uint8_t* key_group(int64_t position, int g) {
+    const int64_t bytes = 32 * layer_.key_dim;
+    const uint8_t* group = key_words(position);
+    if (layer_.key_dim % kStepCols == 0) return group;
+    const int64_t padded = num_key_steps_ * 64 * kStepWords;
+    uint8_t* copy = key_copies_.of(kNumGroups * padded) + g * padded;
+    std::memcpy(copy, group, static_cast<size_t>(bytes));
+    std::memset(copy + bytes, 0, static_cast<size_t>(padded - bytes));
+    return copy;
+  }
+
+  // Two positions of all columns.
+  const uint8_t* value_words(int64_t position) const {
+    return head_of(position) + layer_.values + static_cast<int64_t>(in_block(position) / 2) * layer_.value_dim * 4;
+  }
+
+  const uint8_t* value_step(int64_t position, int64_t end, int s) {
+    const bool is_one_run = cache_.block_size() % kStepCols == 0 && position + kStepCols <= end;
+    if (is_one_run && padded_cols_ == layer_.value_dim) return value_words(position);
+    const int64_t bytes = 4 * layer_.value_dim, stride = 4 * padded_cols_;
+    uint8_t* copy = value_copies_.of(kNumSteps * kStepWords * stride) + s * kStepWords * stride;
+    std::memset(copy, 0, static_cast<size_t>(kStepWords * stride));
+    for (int w = 0; w < kStepWords && position + 2 * w < end; ++w) {
+      std::memcpy(copy + w * stride, value_words(position + 2 * w), static_cast<size_t>(bytes));
+      if (position + 2 * w + 1 == end) drop_high_halves(copy + w * stride);
+    }
+    return copy;
+  }
+
+  void drop_high_halves(uint8_t* words) const {
+    for (int i = 0; i < layer_.value_dim; ++i) std::memset(words + 4 * i + 2, 0, 2);
+  }
+
+  const AttentionPiece& piece_;
+  const KVCache& cache_;
+  const KVLayer& layer_;
+  int num_key_steps_, padded_cols_;
+  Scratch<uint8_t> key_copies_, value_copies_;
+};
+
+// The terms of a block of rows: [columns / kBlockCols][rows][kMaxTerms][kBlockCols].
+constexpr int kBlockCols = kPartition;
+constexpr int kMaxVecs = 4;  // of a multiplication
+
+#if defined(JINN_AMX)
+class BlockProducts {
+ public:
+  static constexpr int kRows = kAmxRows;
+  using Number = uint16_t;
+  static constexpr int64_t kColBlock = kRows * kMaxTerms * kBlockCols;
+
+  JINN_INLINE void put(Number* to, __m256i term) { std::memcpy(to, &term, 32); }
+
+  // out [rows][out_stride]: the sums over all steps of the rows' terms by `num_vecs` vectors. words(step, vec) is the
+  // first of 16 words that are `stride` bytes apart.
+  template <int Terms, class Words>
+  JINN_INLINE void multiply(const Number* block, int, int num_steps, Words words, int64_t stride, int num_vecs,
+                            float* out, int64_t out_stride) {
+    constexpr int kRowBytes = kMaxTerms * kBlockCols * 2;
+    finish_stores(block);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int step = 0; step < num_steps; ++step) {
+      const int64_t col = static_cast<int64_t>(step) * kStepCols;
+      const Number* terms = block + col / kBlockCols * kColBlock + col % kBlockCols;
+      _tile_loadd(4, terms, kRowBytes);
+      _tile_loadd(5, terms + kBlockCols, kRowBytes);
+      if constexpr (Terms > 2) _tile_loadd(6, terms + 2 * kBlockCols, kRowBytes);
+      _tile_loadd(7, words(step, 0), stride);
+      _tile_dpbf16ps(0, 4, 7);
+      _tile_dpbf16ps(0, 5, 7);
+      if constexpr (Terms > 2) _tile_dpbf16ps(0, 6, 7);
+      if (num_vecs > 1) {
+        _tile_loadd(7, words(step, 1), stride);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(1, 5, 7);
+        if constexpr (Terms > 2) _tile_dpbf16ps(1, 6, 7);
+      }
+      if (num_vecs > 2) {
+        _tile_loadd(7, words(step, 2), stride);
+        _tile_dpbf16ps(2, 4, 7);
+        _tile_dpbf16ps(2, 5, 7);
+        if constexpr (Terms > 2) _tile_dpbf16ps(2, 6, 7);
+      }
+      if (num_vecs > 3) {
+        _tile_loadd(7, words(step, 3), stride);
+        _tile_dpbf16ps(3, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+        if constexpr (Terms > 2) _tile_dpbf16ps(3, 6, 7);
+      }
+    }
+    _tile_stored(0, out, 4 * out_stride);
+    if (num_vecs > 1) _tile_stored(1, out + kLanes, 4 * out_stride);
+    if (num_vecs > 2) _tile_stored(2, out + 2 * kLanes, 4 * out_stride);
+    if (num_vecs > 3) _tile_stored(3, out + 3 * kLanes, 4 * out_stride);
+    finish_stores(out);
+  }
+
+ private:
+  WholeTiles tiles_;
+};
+#else
+class BlockProducts {
+ public:
+  static constexpr int kRows = 4;  // three terms of each, even and odd: 24 sums
+  using Number = float;
+  static constexpr int64_t kColBlock = kRows * kMaxTerms * kBlockCols;
+
+  JINN_INLINE void put(Number* to, __m256i term) { store(to, widen_bf16(term)); }
+
+  // As with AMX, for the block's first `rows` rows.
+  template <int Terms, class Words>
+  static void multiply(const Number* block, int rows, int num_steps, Words words, int64_t stride, int num_vecs,
+                       float* out, int64_t out_stride) {
+    switch (rows) {
+      case 1:
+        return multiply_rows<1, Terms>(block, num_steps, words, stride, num_vecs, out, out_stride);
+      case 2:
+        return multiply_rows<2, Terms>(block, num_steps, words, stride, num_vecs, out, out_stride);
+      case 3:
+        return multiply_rows<3, Terms>(block, num_steps, words, stride, num_vecs, out, out_stride);
+      default:
+        return multiply_rows<4, Terms>(block, num_steps, words, stride, num_vecs, out, out_stride);
+    }
+  }
+
+ private:
+  template <int Rows, int Terms, class Words>
+  static void multiply_rows(const Number* block, int num_steps, Words words, int64_t stride, int num_vecs, float* out,
+                            int64_t out_stride) {
+    for (int vec = 0; vec < num_vecs; ++vec) {
+      f32x16 y[Rows] = {};
+      for (int step = 0; step < num_steps; ++step) {
+        const int64_t col = static_cast<int64_t>(step) * kStepCols;
+        const Number* terms = block + col / kBlockCols * kColBlock + col % kBlockCols;
+        add_step<Rows, Terms, BlockLayout>(terms, words(step, vec), stride, kStepWords, y);
+      }
+      for (int r = 0; r < Rows; ++r) store(out + r * out_stride + vec * kLanes, y[r]);
+    }
+  }
+
+  struct BlockLayout {
+    static constexpr int kColStride = 1, kTermStride = kBlockCols, kRowStride = kMaxTerms * kBlockCols;
+  };
+};
+#endif
+
+// Sixteen columns of a row of a block, taken apart.
+template <int Terms>
+JINN_INLINE void store_terms(BlockProducts::Number* block, int row, int64_t col, f32x16 x) {
+  auto* to = block + col / kBlockCols * BlockProducts::kColBlock + row * kMaxTerms * kBlockCols + col % kBlockCols;
+  for (int t = 0; t < Terms; ++t) {
+    const __m256i term = round_to_bf16(x);
+    BlockProducts::put(to + t * kBlockCols, term);
+    x = x - widen_bf16(term);
+  }
+}
+
+class Bf16Attention {
+ public:
+  explicit Bf16Attention(const AttentionPiece& piece) : piece_(piece), layer_(piece.cache->layer(piece.layer)) {}
+
+  void attend() {
+    AttentionRow rows[kPieceRows];
+    for (int64_t first = 0, end = num_rows(piece_); first < end; first += kPieceRows) {
+      const int count = static_cast<int>(end - first < kPieceRows ? end - first : kPieceRows);
+      for (int r = 0; r < count; ++r) rows[r] = row_at(piece_, first + r);
+      split_queries(rows, count);
+      const int64_t longest = longest_limit(rows, count);
+      streamed_ = count <= kRows ? longest : 0;
+      for_each_partition(piece_, rows, count, [&](int64_t start) {
+        reader_.read(start, start + kPartition < longest ? start + kPartition : longest, words_);
+        for (int r = 0; r < count; r += kRows) block(rows + r, count - r < kRows ? count - r : kRows, start, r / kRows);
+      });
+    }
+  }
+
+ private:
+  static constexpr int kRows = BlockProducts::kRows;
+  using Number = BlockProducts::Number;
+
+  int64_t query_block_size() const { return (layer_.key_dim + kBlockCols - 1) / kBlockCols * BlockProducts::kColBlock; }
+
+  void split_queries(const AttentionRow* rows, int count) {
+    queries_ = query_scratch().of((count + kRows - 1) / kRows * query_block_size());
+    for (int r = 0; r < count; ++r) {
+      Number* block = queries_ + r / kRows * query_block_size();
+      for (int col = 0; col < reader_.num_key_steps() * kStepCols; col += kLanes) {
+        const int left = layer_.key_dim - col, width = left < 0 ? 0 : left < kLanes ? left : kLanes;
+        store_terms<kQueryTerms>(block, r % kRows, col, load_part(rows[r].query + col, width));
+      }
+    }
+  }
+
+  // Merges the partition at `start` into a block of rows.
+  void block(AttentionRow* rows, int count, int64_t start, int index) {
+    int keys[kRows], most = 0;
+    for (int r = 0; r < count; ++r) {
+      keys[r] = keys_from(rows[r], start);
+      most = keys[r] > most ? keys[r] : most;
+    }
+    if (most == 0) return;
+    const int num_groups = (most + kLanes - 1) / kLanes, num_steps = (most + kStepCols - 1) / kStepCols;
+    const Number* queries = queries_ + index * query_block_size();
+    for (int g = 0; g < num_groups; g += kMaxVecs) {
+      prefetch(start + g * kLanes);
+      products_.multiply<kQueryTerms>(
+          queries, count, reader_.num_key_steps(),
+          [&](int step, int vec) { return words_.keys[g + vec] + 64 * kStepWords * step; }, 64,
+          num_groups - g < kMaxVecs ? num_groups - g : kMaxVecs, scores_ + g * kLanes, kPartition);
+    }
+    for (int r = 0; r < count; ++r) softmax(r, keys[r], num_steps);
+    values(rows, keys, count, num_steps);
+    for (int r = 0; r < count; ++r) {
+      if (keys[r] > 0) merge_sum(rows[r], max_[r], sum_[r]);
+    }
+  }
+
+  // One block waits for memory: while it meets the keys from `position` on, their values and the next partition's keys
+  // come.
+  void prefetch(int64_t position) const {
+    const int64_t end = position + kMaxVecs * kLanes, next = position + kPartition, next_end = end + kPartition;
+    if (position < streamed_) reader_.prefetch_values(position, end < streamed_ ? end : streamed_);
+    if (next < streamed_) reader_.prefetch_keys(next, next_end < streamed_ ? next_end : streamed_);
+  }
+
+  // Scores become the terms of p = exp(score - max), 0 past the last key.
+  void softmax(int r, int keys, int num_steps) {
+    float* scores = scores_ + r * kPartition;
+    const int whole = keys / kLanes * kLanes;
+    const i32x16 is_key = lanes_below(keys - whole);
+    f32x16 largest = set1(-INFINITY), sum{};
+    for (int at = 0; at < whole; at += kLanes) largest = max(largest, load(scores + at));
+    if (whole < keys) largest = max(largest, select(is_key, load(scores + whole), set1(-INFINITY)));
+    const float m = reduce_max(largest * piece_.scale);
+    for (int at = 0; at < whole; at += kLanes) {
+      const f32x16 p = exp(load(scores + at) * piece_.scale - m);
+      store_terms<kWeightTerms>(p_, r, at, p);
+      sum = sum + p;
+    }
+    for (int at = whole; at < num_steps * kStepCols; at += kLanes) {
+      f32x16 p{};
+      if (at < keys) p = select(is_key, exp(load(scores + at) * piece_.scale - m), f32x16{});
+      store_terms<kWeightTerms>(p_, r, at, p);
+      sum = sum + p;
+    }
+    max_[r] = m;
+    sum_[r] = reduce_add(sum);
+  }
+
+  void values(const AttentionRow* rows, const int* keys, int count, int num_steps) {
+    alignas(64) float sums[kRows * kMaxVecs * kLanes];
+    for (int first = 0; first < reader_.num_value_vecs(); first += kMaxVecs) {
+      const int vecs = reader_.num_value_vecs() - first < kMaxVecs ? reader_.num_value_vecs() - first : kMaxVecs;
+      products_.multiply<kWeightTerms>(
+          p_, count, num_steps, [&](int step, int vec) { return words_.values[step] + 64 * (first + vec); },
+          words_.value_stride, vecs, sums, kMaxVecs * kLanes);
+      for (int r = 0; r < count; ++r) {
+        if (keys[r] == 0) continue;
+        const MergeFactors factors(rows[r], max_[r]);
+        for (int v = 0; v < vecs; ++v) {
+          const int col = (first + v) * kLanes, left = layer_.value_dim - col;
+          merge_values(rows[r].output + col, load(sums + (r * kMaxVecs + v) * kLanes), factors,
+                       left < kLanes ? left : kLanes);
+        }
+      }
+    }
+  }
+
+  static Scratch<Number>& query_scratch() {
+    static thread_local Scratch<Number> scratch;
+    return scratch;
+  }
+
+  const AttentionPiece& piece_;
+  const KVLayer& layer_;
+  PartitionReader reader_{piece_};
+  BlockProducts products_;
+  PartitionWords words_;
+  Number* queries_ = nullptr;
+  int64_t streamed_ = 0;  // positions that a single block reads
+  alignas(64) float scores_[kRows * kPartition];
+  alignas(64) Number p_[BlockProducts::kColBlock];
+  float max_[kRows], sum_[kRows];
+};
+
+inline void attend_bf16(const AttentionPiece& piece) {
+  const FlushToZero flush;
+  Bf16Attention(piece).attend();
+}
+
+}  // namespace jinn::JINN_ISA
