@@ -72,7 +72,7 @@ messages = st.one_of(
     st.builds(
         StepOutput,
         st.lists(outputs, max_size=3).map(tuple),
-        st.lists(st.builds(Prefilling, text, st.integers(0, 9), st.integers(0, 9)), max_size=2).map(tuple),
+        st.lists(st.builds(Prefilling, text, *[st.integers(0, 9)] * 3), max_size=2).map(tuple),
         stats,
     ),
 )

@@ -99,7 +99,7 @@ class FakeEngine:
             asyncio.get_running_loop().call_later(self.prefill_seconds, sink, score_output(request))
             return
         self.submitted.append(request)
-        sink(Prefilling(request.request_id, 0, len(request.prompt_ids)))
+        sink(Prefilling(request.request_id, 3, len(request.prompt_ids), 3))
         for index in range(request.sampling.n):
             self.running[request.request_id, index] = _Running(request, index, sink)
         if self.step_seconds is not None and (self._ticker is None or self._ticker.done()):

@@ -344,7 +344,8 @@ async def test_openapi(client: httpx.AsyncClient, app: App) -> None:
     operation = document["paths"][CHAT]["post"]
     assert operation["security"] == [{"key": []}]
     assert "security" not in document["paths"]["/health"]["get"]
-    reference = operation["responses"]["200"]["content"]["text/event-stream"]["schema"]["$ref"]
+    event = operation["responses"]["200"]["content"]["text/event-stream"]["schema"]
+    reference = event["properties"]["data"]["contentSchema"]["$ref"]
     assert reference.rsplit("/")[-1] in schemas
     for name in re.findall(r'"\$ref": ?"#/components/schemas/(\w+)"', str(document).replace("'", '"')):
         assert name in schemas

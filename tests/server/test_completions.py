@@ -288,3 +288,24 @@ async def test_metrics(client: httpx.AsyncClient, service: Service) -> None:
         f"jinn:request_decode_time_seconds_count{label} 2.0",
     ):
         assert line in text.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "chunk", "totals"),
+    [
+        (CHAT, chat_body(), responses.ChatCompletionChunk, [len("user:Hello\n")]),
+        (COMPLETIONS, {"prompt": ["abcd", "abcdef"]}, responses.CompletionChunk, [4, 6]),
+    ],
+)
+async def test_progress(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], chunk: type[BaseModel], totals: list[int]
+) -> None:
+    plain = await events(client, path, {**body, "seed": 1}, chunk)
+    told = await events(client, path, {**body, "seed": 1, "return_progress": True}, chunk)
+    progress = [fields.pop("prompt_progress") for fields in told if "prompt_progress" in fields]
+    assert [(p["index"], p["total"], p["cache"], p["processed"]) for p in progress] == [
+        (index, total, 3, 3) for index, total in enumerate(totals)
+    ]
+    assert all(0 <= p["time_ms"] < 60_000 for p in progress)
+    assert not any(fields["choices"] for fields in told[: len(totals)])
+    assert [fields["choices"] for fields in told[len(totals) :]] == [fields["choices"] for fields in plain]

@@ -219,6 +219,7 @@ def test_number_limits(parse: Any, name: str) -> None:
         ),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"return_progress": True}, "return_progress"),
         ({"stream": True, "stream_options": {"include": 1}}, "stream_options.include"),
         ({"stop": ""}, "stop[0]"),
         ({"stop": ["a"] * 17}, "stop"),

@@ -170,9 +170,7 @@ class Engine:
                 outputs.append(self._take(chunk, tokens))
             else:
                 self._commit(chunk)
-                prefilling.append(
-                    Prefilling(chunk.sequence.request_id, chunk.stop, chunk.sequence.num_prompt_tokens)
-                )
+                prefilling.append(_progress(chunk))
         if self._drafter:
             self._drafter.draft(chunks)
         scores = self._score(is_alone=not chunks)
@@ -385,6 +383,12 @@ def _state_pool(runner: Runner, config: EngineConfig) -> StatePool | None:
     quota = config.tenant_cache_memory
     quota_slots = None if quota is None else runner.num_state_slots * quota // config.cache_memory
     return StatePool(runner.num_state_slots, runner.copy_state, quota_slots)
+
+
+def _progress(chunk: Chunk) -> Prefilling:
+    sequence = chunk.sequence
+    num_cached_tokens = sequence.num_cached_tokens or 0
+    return Prefilling(sequence.request_id, chunk.stop, sequence.num_prompt_tokens, num_cached_tokens)
 
 
 def _append(

@@ -254,8 +254,9 @@ class Prefilling:
     """How far a prompt has been read."""
 
     request_id: str
-    num_computed_tokens: int
+    num_computed_tokens: int  # those from the cache included
     num_prompt_tokens: int
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

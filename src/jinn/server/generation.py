@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ from jinn.engine.messages import (
     Abort,
     FinishReason,
     Grammar,
+    Prefilling,
     SamplingParams,
     Score,
     ScoreOutput,
@@ -86,6 +88,17 @@ class Usage:
     reasoning_tokens: int = 0  # of the completion tokens
 
 
+@dataclass(frozen=True, slots=True)
+class PromptProgress:
+    """How far one prompt of a request has been read."""
+
+    prompt: int  # its index
+    num_computed_tokens: int  # those from the cache included
+    num_cached_tokens: int
+    num_prompt_tokens: int
+    seconds: float  # since the request arrived
+
+
 class ClientGoneError(Exception):
     """The client left; there is nobody to answer."""
 
@@ -106,12 +119,18 @@ async def cancel_when_gone(running: Cancellable, receive: Receive) -> None:
 
 
 class Generation:
-    """A request that runs while `deltas()` is iterated, once. Always `close()` it."""
+    """A request that runs while `deltas()` is iterated, once. Always `close()` it.
+
+    Attributes:
+        tells_progress: `deltas()` also wakes up where a prompt was read further; see `take_progress`.
+    """
 
     def __init__(
         self, request: GenerationRequest, engine: Engine, tokenizer: Tokenizer, metrics: Metrics
     ) -> None:
         self.request = request
+        self.tells_progress = False
+        self._progress: list[PromptProgress] = []
         self._engine = engine
         self._metrics = metrics
         self._timer = metrics.start_request(request.arrived_at)
@@ -178,7 +197,8 @@ class Generation:
         self._engine.submit(submit, partial(self._receive, prompt))
 
     async def deltas(self) -> AsyncIterator[list[Delta]]:
-        """The deltas of each wake-up, until every choice has finished; an empty list every PING_SECONDS.
+        """The deltas of each wake-up, until every choice has finished; an empty list every PING_SECONDS, and
+        where there is progress to take.
 
         Raises APIError if the engine fails on the request, ClientGoneError after `cancel()`.
         """
@@ -186,8 +206,13 @@ class Generation:
         while self._num_unfinished:
             outputs = await self._next_outputs()
             deltas = self._take(outputs)
-            if deltas or not outputs:
+            if deltas or not outputs or self._progress:
                 yield deltas
+
+    def take_progress(self) -> list[PromptProgress]:
+        """What has been read since it was asked for last."""
+        progress, self._progress = self._progress, []
+        return progress
 
     def cancel(self) -> None:
         """The client left: free what the request holds."""
@@ -274,10 +299,22 @@ class Generation:
                     self._raise_engine_error(output.error)
                 self._echo_logprobs[prompt] = output.logprobs
                 self._submit(prompt)
+            elif isinstance(output, Prefilling):
+                if self.tells_progress:
+                    self._progress.append(self._progress_of(prompt, output))
             elif isinstance(output, EngineFailed):
                 logger.error("the engine failed", extra={"request_id": self.request.request_id})
                 self._raise(errors.engine_down())
         return deltas
+
+    def _progress_of(self, prompt: int, output: Prefilling) -> PromptProgress:
+        return PromptProgress(
+            prompt,
+            output.num_computed_tokens,
+            output.num_cached_tokens,
+            output.num_prompt_tokens,
+            time.monotonic() - self.request.arrived_at,
+        )
 
     def _take_tokens(self, prompt: int, output: TokenOutput) -> Delta | None:
         choice = self._choices[prompt * self.request.sampling.n + output.index]

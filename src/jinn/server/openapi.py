@@ -118,7 +118,7 @@ def _operation(route: GuardedRoute) -> dict[str, Any]:
     if request is not None:
         operation["requestBody"] = {"required": True, "content": {JSON: {"schema": _reference(request)}}}
     answer_schemas = {
-        media_type: {"schema": _reference(model) if model else {}} for media_type, model in answers.items()
+        media_type: {"schema": _answer_schema(media_type, model)} for media_type, model in answers.items()
     }
     error = r.AnthropicErrorResponse if route.path.startswith(ANTHROPIC_PATH) else r.ErrorResponse
     error_schema = {JSON: {"schema": _reference(error)}}
@@ -127,6 +127,16 @@ def _operation(route: GuardedRoute) -> dict[str, Any]:
         **{str(status): {"description": "An error", "content": error_schema} for status in error_statuses},
     }
     return operation
+
+
+def _answer_schema(media_type: str, model: type[BaseModel] | None) -> dict[str, Any]:
+    """Of a stream it describes one event, as OpenAPI 3.2 does; the last one's data is `[DONE]`."""
+    if model is None:
+        return {}
+    if media_type != EVENTS:
+        return dict(_reference(model))
+    data = {"type": "string", "contentMediaType": JSON, "contentSchema": _reference(model)}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
 def _reference(model: type[BaseModel]) -> dict[str, str]:

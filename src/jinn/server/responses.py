@@ -154,9 +154,18 @@ class ChatChunkChoice(_Closed):
     finish_reason: ChatFinishReason | None
 
 
+class PromptProgress(_Closed):
+    index: int  # of the prompt
+    total: int
+    cache: int
+    processed: int  # those from the cache included
+    time_ms: int
+
+
 class ChatCompletionChunk(_Answer):
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
+    prompt_progress: PromptProgress | None = None
     usage: Usage | None = None
     seed: int | None = None
 
@@ -192,6 +201,7 @@ class CompletionChunkChoice(_Closed):
 class CompletionChunk(_Answer):
     object: Literal["text_completion"]
     choices: list[CompletionChunkChoice]
+    prompt_progress: PromptProgress | None = None
     usage: Usage | None = None
     seed: int | None = None
 

@@ -115,6 +115,7 @@ class SamplingFields(StructuredFields):
     stream_options: StreamOptions | None = Field(
         None, description="`include_usage`: the last chunk tells the usage."
     )
+    return_progress: bool = Field(False, description="With stream: tell how far a long prompt was read.")
     n: int = limited("n", "Choices per prompt; choice i draws with seed + i.", 1)
     max_tokens: int | None = limited("max_tokens", "Most tokens per choice.")
     min_tokens: int = limited("min_tokens", "No choice ends by itself before so many tokens.", 0)
@@ -133,8 +134,9 @@ class SamplingFields(StructuredFields):
 
     def check(self) -> None:
         """Refuse what only shows when fields are seen together. Raises APIError 400."""
-        if self.stream_options is not None and not self.stream:
-            raise errors.invalid_value("stream_options", "'stream_options' is only allowed with 'stream'.")
+        for name in ("stream_options", "return_progress"):
+            if getattr(self, name) and not self.stream:
+                raise errors.invalid_value(name, f"'{name}' is only allowed with 'stream'.")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise errors.invalid_value("min_tokens", "'min_tokens' is greater than 'max_tokens'.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,7 +11,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from jinn.server import errors
-from jinn.server.generation import ClientGoneError, Generation, GenerationRequest, Usage, cancel_when_gone
+from jinn.server.generation import (
+    ClientGoneError,
+    Generation,
+    GenerationRequest,
+    PromptProgress,
+    Usage,
+    cancel_when_gone,
+)
 from jinn.server.service import Service
 from jinn.server.wire import to_json
 from jinn.text.choice import Delta, TokenEntry
@@ -80,17 +87,21 @@ class GenerationResponse(Response):
         *,
         is_stream: bool,
         ignored: list[str] | None = None,
+        write_progress: Callable[[PromptProgress], str] | None = None,
     ) -> None:
+        """`write_progress` makes the events for how far a prompt was read; without it there are none."""
         super().__init__()
         self._service = service
         self._request = request
         self._wire = wire
         self._is_stream = is_stream
+        self._write_progress = write_progress
         self._extra_headers = {"x-jinn-ignored": _header_list(ignored)} if ignored else {}
         self._is_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         generation = self._service.generate(self._request)
+        generation.tells_progress = self._write_progress is not None
         watcher = asyncio.create_task(cancel_when_gone(generation, receive))
         send_answer = self._send_events if self._is_stream else self._send_whole
         try:
@@ -110,8 +121,10 @@ class GenerationResponse(Response):
     async def _send_events(self, generation: Generation, send: Send) -> None:
         chunk = self._wire.chunk
         async for deltas in generation.deltas():
-            events = "".join(map(chunk, deltas)).encode() if deltas else PING
-            await self._send_part(events, send)
+            events = "".join(map(chunk, deltas))
+            if self._write_progress is not None:
+                events = "".join(map(self._write_progress, generation.take_progress())) + events
+            await self._send_part(events.encode() or PING, send)
         last = self._wire.last_chunk(generation.usage).encode()
         await self._send_part(last, send, more_body=False)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinn.server.errors import APIError
-from jinn.server.generation import Usage
+from jinn.server.generation import PromptProgress, Usage
 from jinn.text.choice import TokenEntry
 
 TokenBytes = Callable[[int], bytes]
@@ -62,6 +62,17 @@ class ChunkWire:
         """A chunk of one choice, given as JSON; a choice's last one names the seed."""
         seed = f',"seed":{self._seed}' if is_last else ""
         return f'{self._begin},"choices":[{choice}]{seed}{self._no_usage}}}\n\n'
+
+    def progress(self, progress: PromptProgress) -> str:
+        """A chunk without choices, by the names of llama.cpp."""
+        fields = {
+            "index": progress.prompt,
+            "total": progress.num_prompt_tokens,
+            "cache": progress.num_cached_tokens,
+            "processed": progress.num_computed_tokens,
+            "time_ms": round(progress.seconds * 1000),
+        }
+        return f'{self._begin},"choices":[],"prompt_progress":{to_json(fields)}{self._no_usage}}}\n\n'
 
     def last_chunk(self, usage: Usage) -> str:
         """The events after every choice has finished."""

@@ -31,12 +31,14 @@ async def create_chat_completion(request: Request) -> Response:
     service = prepared.service
     head = AnswerHead.create("chatcmpl", service.card.name, prepared.ready.system_fingerprint)
     fields = service.config.reasoning_fields
+    wire = ChatWire(head, chat, prepared.sampling, service.tokenizer.token_bytes, fields)
     return GenerationResponse(
         service,
         prepared.generation,
-        ChatWire(head, chat, prepared.sampling, service.tokenizer.token_bytes, fields),
+        wire,
         is_stream=chat.stream,
         ignored=ignored,
+        write_progress=wire.progress if chat.return_progress else None,
     )
 
 

@@ -38,12 +38,14 @@ async def create_completion(request: Request) -> Response:
     grammar = await service.grammar(completion.wanted())
     head = AnswerHead.create("cmpl", service.card.name, ready.system_fingerprint)
     echoes = _echoes(service, completion) if completion.echo else None
+    wire = CompletionWire(head, completion, sampling, service.tokenizer.token_bytes)
     return GenerationResponse(
         service,
         GenerationRequest.create(request, prompts, sampling, echoes, grammar=grammar),
-        CompletionWire(head, completion, sampling, service.tokenizer.token_bytes),
+        wire,
         is_stream=completion.stream,
         ignored=ignored,
+        write_progress=wire.progress if completion.return_progress else None,
     )
 
 
