@@ -1,8 +1,12 @@
-// The integer dot products of a linear on AMX: a block of 16 rows of activations by one tile of weights at a time.
+// The integer dot products of a linear on AMX: blocks of 16 rows of activations by tiles of weights.
 //
 // The products are exact integers and everything after them is the same float arithmetic as in linear_integer.cpp, so
 // the bits are the same too. Int12 activations meet 4-bit codes in one multiplication, 64 wide: their high and low
 // halves by kHigh * code and code. Larger codes have no room for that, and take two.
+//
+// A step (what one scale covers) multiplies two tiles of activations by two tiles of weights, so that each is loaded
+// once for two products. Sums reach the vector registers through memory alone, so all that a few steps touch has to fit
+// into the first-level cache: weights are widened a batch of steps at a time, and outputs wait in memory in between.
 #pragma once
 
 #include <cstdlib>
@@ -31,64 +35,95 @@ struct __attribute__((packed)) AmxConfig {
   }
 };
 
-// Tiles 0 and 3: sums, 16 x 16 int32. Tiles 1 and 4: activations, 16 rows. Tile 2: codes, 4 columns of 16 rows a row.
+// Tile instructions by number; the intrinsics take literals only.
+template <int Tile>
+JINN_INLINE void tile_zero() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(Tile));
+}
+template <int Tile>
+JINN_INLINE void tile_load(const void* from, int64_t stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(Tile) : "memory");
+}
+template <int Tile>
+JINN_INLINE void tile_store(void* to, int64_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(Tile) : "memory");
+}
+// Adds the products of signed rows with signed or unsigned codes.
+template <int Sums, int Rows, int Codes, bool IsUnsigned>
+JINN_INLINE void tile_multiply() {
+  if constexpr (IsUnsigned) {
+    asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sums), "i"(Rows), "i"(Codes));
+  } else {
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sums), "i"(Rows), "i"(Codes));
+  }
+}
+
+// Tiles 0 to 3: sums, 16 x 16 int32. 4 and 5: activations, 16 rows. 6 and 7: codes, 4 columns of 16 rows a row.
 class AmxTiles {
  public:
   explicit AmxTiles(int cols) {
     AmxConfig config;
-    for (const int sums : {0, 3}) config.row_bytes[sums] = 64, config.rows[sums] = kAmxRows;
-    for (const int rows : {1, 4}) config.row_bytes[rows] = static_cast<uint16_t>(cols), config.rows[rows] = kAmxRows;
-    config.row_bytes[2] = 64, config.rows[2] = static_cast<uint8_t>(cols / 4);
+    for (int tile = 0; tile < 8; ++tile) config.row_bytes[tile] = 64, config.rows[tile] = kAmxRows;
+    for (const int rows : {4, 5}) config.row_bytes[rows] = static_cast<uint16_t>(cols);
+    for (const int codes : {6, 7}) config.rows[codes] = static_cast<uint8_t>(cols / 4);
     config.load();
   }
   ~AmxTiles() { _tile_release(); }
 };
 
-// One tile of weights, widened: what each of its scales covers ("step") is multiplied on its own.
-struct AmxWeights {
-  static constexpr int64_t kMaxGroups = 1024;
+template <class Codes, bool IsWide>
+class AmxKernel {
+ public:
+  static constexpr int kStepCols = kGroup / Codes::kScales;
+  static constexpr bool kIsOneProduct = IsWide && Codes::kByteBits <= 4 && Codes::kScales == 1;  // high and low at once
+  static constexpr int kHalves = IsWide && !kIsOneProduct ? 2 : 1;      // multiplied on their own: high, low
+  static constexpr int kCols = kIsOneProduct ? 2 * kGroup : kStepCols;  // of a multiplication
+  static constexpr int kStepBytes = kCols * kTileRows;                  // of widened codes
+  static constexpr int kRowBytes = IsWide ? 2 * kGroup : kGroup;        // of a group of a row of activations
+  static constexpr int64_t kMaxRows = 64;
 
-  // Bytes, step after step: unsigned where there are minima, else less their offset.
-  uint8_t* codes = allocate<uint8_t>(kMaxGroups * 2 * kGroup * kTileRows);
-  float* scales = allocate<float>(kMaxGroups * 2 * kTileRows);  // [steps][16]
-  float* mins = allocate<float>(kMaxGroups * 2 * kTileRows);
-
-  AmxWeights() = default;
-  AmxWeights(const AmxWeights&) = delete;
-  ~AmxWeights() {
-    std::free(codes);
-    std::free(scales);
-    std::free(mins);
+  // Rows first_row .. last_row - 1, whole blocks and at most kMaxRows, by `Tiles` tiles.
+  template <int Tiles>
+  void run(const LinearPiece& piece, int64_t first_tile, int64_t first_row, int64_t last_row) {
+    const int64_t num_groups = piece.weight->cols() / kGroup;
+    for (int64_t group = 0; group < num_groups; group += kBatchGroups) {
+      const int count = static_cast<int>(num_groups - group < kBatchGroups ? num_groups - group : kBatchGroups);
+      for (int tile = 0; tile < Tiles; ++tile)
+        widen(Tile(*piece.weight, first_tile + tile), group, count, weights_[tile]);
+      int64_t row = first_row;
+      for (; row + kMaxBlocks * kAmxRows <= last_row; row += kMaxBlocks * kAmxRows) {
+        add_batch<kMaxBlocks, Tiles>(piece.input, row, row - first_row, group, count);
+      }
+      if (row < last_row) add_batch<1, Tiles>(piece.input, row, row - first_row, group, count);
+    }
+    for (int64_t row = first_row; row < last_row; ++row) {
+      const int64_t i = row - first_row;
+      for (int tile = 0; tile < Tiles; ++tile) {
+        store_tile(piece, first_tile + tile, row, y_[i / kAmxRows][tile][i % kAmxRows]);
+      }
+    }
   }
 
  private:
-  template <class Number>
-  static Number* allocate(int64_t count) {
-    return static_cast<Number*>(std::aligned_alloc(64, static_cast<size_t>(count) * sizeof(Number)));
-  }
-};
+  static constexpr int kMaxTiles = 2;
+  static constexpr int kMaxBlocks = 2 / kHalves;  // of rows that are multiplied together
+  static constexpr int kBatch = 2;                // steps that are multiplied before they are scaled
+  static constexpr int kBatchGroups = kBatch / Codes::kScales;
 
-template <class Codes, bool IsWide>
-struct AmxKernel {
-  static constexpr int kStepCols = kGroup / Codes::kScales;
-  static constexpr bool kIsOneProduct = IsWide && Codes::kByteBits <= 4 && Codes::kScales == 1;  // high and low at once
-  static constexpr int kCols = kIsOneProduct ? 2 * kGroup : kStepCols;                           // of a multiplication
-  static constexpr int kStepBytes = kCols * kTileRows;                                           // of widened codes
-  static constexpr int kRowBytes = IsWide ? 2 * kGroup : kGroup;  // of a row of activations
+  // A batch of a tile's weights, widened; codes are unsigned where there are minima, else less their offset.
+  struct Weights {
+    alignas(64) uint8_t codes[kBatch][kStepBytes];
+    f32x16 scales[kBatch], mins[kBatch];
+  };
 
-  static void widen(const PackedTensor& weight, int64_t tile_index, AmxWeights& out) {
-    const Tile tile(weight, tile_index);
+  static void widen(const Tile& tile, int64_t first_group, int count, Weights& out) {
     const __m512i offset = _mm512_set1_epi8(static_cast<char>(Codes::kOffset));
-    uint8_t* to = out.codes;
-    for (int64_t g = 0, end = weight.cols() / kGroup; g < end; ++g, to += Codes::kScales * kStepBytes) {
-      f32x16 scales[Codes::kScales], mins[Codes::kScales] = {};
+    uint8_t* to = out.codes[0];
+    for (int i = 0; i < count; ++i, to += Codes::kScales * kStepBytes) {
       u32x16 words[kGroupWords];
-      Codes::load_scales(tile, g, scales, mins);
-      Codes::load_codes(tile, g, words);
-      for (int part = 0; part < Codes::kScales; ++part) {
-        store(out.scales + (g * Codes::kScales + part) * kLanes, scales[part]);
-        if constexpr (Codes::kHasMins) store(out.mins + (g * Codes::kScales + part) * kLanes, mins[part]);
-      }
+      Codes::load_scales(tile, first_group + i, out.scales + i * Codes::kScales, out.mins + i * Codes::kScales);
+      Codes::load_codes(tile, first_group + i, words);
+#pragma GCC unroll 8
       for (int w = 0; w < kGroupWords; ++w) {
         const __m512i code = _mm512_sub_epi8((__m512i)words[w], offset);
         if constexpr (kIsOneProduct) {
@@ -104,80 +139,92 @@ struct AmxKernel {
     finish_stores(out.codes);
   }
 
-  struct Dots {
-    alignas(64) int32_t high[kAmxRows][kLanes];
-    alignas(64) int32_t low[kAmxRows][kLanes];
-
-    i32x16 row(int r) const {
-      if constexpr (IsWide && !kIsOneProduct) return load_as<i32x16>(high[r]) * kHigh + load_as<i32x16>(low[r]);
-      return load_as<i32x16>(high[r]);
+  template <int Blocks, int Tiles>
+  void add_batch(const Activations& input, int64_t first_row, int64_t first_y, int64_t first_group, int count) {
+    constexpr int kSums = Blocks * kHalves * Tiles;
+    const int64_t stride = input.code_bytes();
+    const uint8_t* rows[Blocks * kHalves];
+    for (int i = 0; i < Blocks * kHalves; ++i) {
+      rows[i] = input.codes(first_row + i / kHalves * kAmxRows) + first_group * kRowBytes + i % kHalves * kGroup;
     }
-  };
-
-  JINN_INLINE void multiply(const uint8_t* rows, int64_t stride, const uint8_t* codes, int64_t step, Dots& out) {
-    rows += step / Codes::kScales * kRowBytes + step % Codes::kScales * kStepCols;
-    _tile_loadd(2, codes + step * kStepBytes, 64);
-    _tile_zero(0);
-    _tile_loadd(1, rows, stride);
-    if constexpr (Codes::kHasMins) {
-      _tile_dpbsud(0, 1, 2);
-    } else {
-      _tile_dpbssd(0, 1, 2);
-    }
-    _tile_stored(0, out.high, 64);
-    if constexpr (IsWide && !kIsOneProduct) {
-      _tile_zero(3);
-      _tile_loadd(4, rows + kGroup, stride);
-      if constexpr (Codes::kHasMins) {
-        _tile_dpbsud(3, 4, 2);
-      } else {
-        _tile_dpbssd(3, 4, 2);
+    for (int at = 0; at < count * Codes::kScales; ++at) multiply<Tiles, kSums, 0>(rows, stride, at);
+    store_rest<1, kSums>(count * Codes::kScales - 1);
+    for (int block = 0; block < Blocks; ++block) {
+      const RowScales<Codes> row_scales(input, first_row + block * kAmxRows);
+      for (int tile = 0; tile < Tiles; ++tile) {
+        scale<Tiles>(row_scales, block * kHalves * Tiles + tile, weights_[tile], first_group, count,
+                     y_[first_y / kAmxRows + block][tile]);
       }
-      _tile_stored(3, out.low, 64);
     }
   }
 
-  // One tile for a block of 16 rows; `weights` as `widen` left them.
-  static void tile_rows(const LinearPiece& piece, int64_t tile, const AmxWeights& weights, int64_t first_row) {
-    const RowScales<Codes> row_scales(piece.input, first_row);
-    const uint8_t* rows = piece.input.codes(first_row);
-    const int64_t stride = piece.input.code_bytes();
-    const int64_t num_steps = piece.weight->cols() / kStepCols;
-    Dots dots[2];  // the next step is multiplied while this one is scaled
-    f32x16 y[kAmxRows] = {};
-    multiply(rows, stride, weights.codes, 0, dots[0]);
-    for (int64_t step = 0; step < num_steps; ++step) {
-      if (step + 1 < num_steps) multiply(rows, stride, weights.codes, step + 1, dots[(step + 1) % 2]);
-      const int64_t group = step / Codes::kScales;
-      const int part = static_cast<int>(step % Codes::kScales);
-      const f32x16 scale = load(weights.scales + step * kLanes);
-      f32x16 min{};
-      if constexpr (Codes::kHasMins) min = load(weights.mins + step * kLanes);
+  // Loads what the step's product `Sum` is the first to read, multiplies, and stores the sums of the product that has
+  // been under way the longest, which is one of the step before: a store that had to wait for its product would hold up
+  // the ones that follow.
+  template <int Tiles, int kSums, int Sum>
+  void multiply(const uint8_t* const* rows, int64_t stride, int at) {
+    constexpr int kRow = Sum / Tiles, kTile = Sum % Tiles;
+    if constexpr (kTile == 0) {
+      tile_load<4 + kRow>(rows[kRow] + at / Codes::kScales * kRowBytes + at % Codes::kScales * kStepCols, stride);
+    }
+    if constexpr (kRow == 0) tile_load<6 + kTile>(weights_[kTile].codes[at], 64);
+    tile_zero<Sum>();
+    tile_multiply<Sum, 4 + kRow, 6 + kTile, Codes::kHasMins>();
+    if constexpr (Sum == kSums - 1) {
+      tile_store<0>(sums_[at][0], 64);
+    } else {
+      if (at > 0) tile_store<Sum + 1>(sums_[at - 1][Sum + 1], 64);
+      multiply<Tiles, kSums, Sum + 1>(rows, stride, at);
+    }
+  }
+  template <int Sum, int kSums>
+  void store_rest(int at) {
+    if constexpr (Sum < kSums) {
+      tile_store<Sum>(sums_[at][Sum], 64);
+      store_rest<Sum + 1, kSums>(at);
+    }
+  }
+
+  // Adds a batch's dot products, the first of them in sums `sum`, to one block by one tile.
+  template <int Tiles>
+  void scale(const RowScales<Codes>& row_scales, int sum, const Weights& weights, int64_t first_group, int count,
+             f32x16* y) const {
+    f32x16 of_rows[kAmxRows];
+#pragma GCC unroll 16
+    for (int r = 0; r < kAmxRows; ++r) of_rows[r] = first_group == 0 ? f32x16{} : y[r];
+    for (int at = 0; at < count * Codes::kScales; ++at) {
+      const int64_t group = first_group + at / Codes::kScales;
+      const f32x16 scale = weights.scales[at], min = Codes::kHasMins ? weights.mins[at] : f32x16{};
 #pragma GCC unroll 16
       for (int r = 0; r < kAmxRows; ++r) {
-        y[r] = row_scales.add(dots[step % 2].row(r), scale, min, group, part, r, y[r]);
+        i32x16 dot = sums_[at][sum][r];
+        if constexpr (kHalves == 2) dot = dot * kHigh + sums_[at][sum + Tiles][r];
+        of_rows[r] = row_scales.add(dot, scale, min, group, at % Codes::kScales, r, of_rows[r]);
       }
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < kAmxRows; ++r) store_tile(piece, tile, first_row + r, y[r]);
+    for (int r = 0; r < kAmxRows; ++r) y[r] = of_rows[r];
   }
-};
 
-inline AmxWeights& amx_weights() {
-  static thread_local AmxWeights weights;
-  return weights;
-}
+  Weights weights_[kMaxTiles];
+  alignas(64) i32x16 sums_[kBatch][4][kAmxRows];
+  f32x16 y_[kMaxRows / kAmxRows][kMaxTiles][kAmxRows];
+};
 
 // The whole sixteens of rows of a piece; returns the first row that is left.
 template <class Codes, bool IsWide>
-int64_t amx_rows(const LinearPiece& piece, int64_t tile) {
+int64_t amx_rows(const LinearPiece& piece) {
   using Kernel = AmxKernel<Codes, IsWide>;
-  const int64_t num_groups = piece.weight->cols() / kGroup;
   const int64_t whole = piece.first_row + (piece.last_row - piece.first_row) / kAmxRows * kAmxRows;
-  if (whole == piece.first_row || num_groups > AmxWeights::kMaxGroups) return piece.first_row;
-  AmxWeights& weights = amx_weights();
-  Kernel::widen(*piece.weight, tile, weights);
-  for (int64_t row = piece.first_row; row < whole; row += kAmxRows) Kernel::tile_rows(piece, tile, weights, row);
+  if (whole == piece.first_row) return whole;
+  const AmxTiles config(Kernel::kCols);
+  Kernel kernel;
+  for (int64_t first = piece.first_row; first < whole; first += Kernel::kMaxRows) {
+    const int64_t last = whole - first < Kernel::kMaxRows ? whole : first + Kernel::kMaxRows;
+    int64_t tile = piece.first_tile;
+    for (; tile + 2 <= piece.last_tile; tile += 2) kernel.template run<2>(piece, tile, first, last);
+    if (tile < piece.last_tile) kernel.template run<1>(piece, tile, first, last);
+  }
   return whole;
 }
 

@@ -95,15 +95,12 @@ void rest_of_rows(const LinearPiece& piece, int64_t tile, int64_t row) {
 
 template <class Codes, bool IsWide>
 void piece_of(const LinearPiece& piece) {
+  int64_t first_row = piece.first_row;
 #if defined(JINN_AMX)
-  const AmxTiles tiles(AmxKernel<Codes, IsWide>::kCols);
+  first_row = amx_rows<Codes, IsWide>(piece);
 #endif
   for (int64_t tile = piece.first_tile; tile < piece.last_tile; ++tile) {
-    int64_t row = piece.first_row;
-#if defined(JINN_AMX)
-    row = amx_rows<Codes, IsWide>(piece, tile);
-#endif
-    rest_of_rows<Codes, IsWide, kMaxRows>(piece, tile, row);
+    rest_of_rows<Codes, IsWide, kMaxRows>(piece, tile, first_row);
   }
 }
 
