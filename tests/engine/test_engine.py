@@ -328,7 +328,7 @@ def test_a_long_prompt_tells_how_far_it_is():
     assert progress == [(4, 10), (8, 10)]
     engine.submit(make_request(prompt=range(1, 21)))
     progress = [(p.num_computed_tokens, p.num_cached_tokens) for step in run(engine) for p in step.prefilling]
-    assert progress == [(12, 8), (16, 8)]
+    assert progress == [(14, 10), (18, 10)]
 
 
 def test_outputs_go_over_the_wire():
