@@ -115,7 +115,20 @@ class BlockProducts {
   using Number = uint16_t;
   static constexpr int64_t kColBlock = kRows * kMaxTerms * kBlockCols;
 
-  JINN_INLINE void put(Number* to, __m256i term) { std::memcpy(to, &term, 32); }
+  // Sixteen columns of bfloat16, in the high halves.
+  JINN_INLINE void put(Number* to, f32x16 term) {
+    const __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)term, 16));
+    std::memcpy(to, &halves, sizeof(halves));
+  }
+  // Sixteen, and the sixteen after them.
+  JINN_INLINE void put(Number* to, f32x16 term, f32x16 next) {
+    alignas(64) static constexpr uint16_t kHighHalves[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                             23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                             45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    const __m512i order = _mm512_load_si512(kHighHalves);
+    const __m512i halves = _mm512_permutex2var_epi16((__m512i)term, order, (__m512i)next);
+    std::memcpy(to, &halves, sizeof(halves));
+  }
 
   // out [rows][out_stride]: the sums over all steps of the rows' terms by `num_vecs` vectors. words(step, vec) is the
   // first of 16 words that are `stride` bytes apart.
@@ -174,7 +187,11 @@ class BlockProducts {
   using Number = float;
   static constexpr int64_t kColBlock = kRows * kMaxTerms * kBlockCols;
 
-  JINN_INLINE void put(Number* to, __m256i term) { store(to, widen_bf16(term)); }
+  JINN_INLINE void put(Number* to, f32x16 term) { store(to, term); }
+  JINN_INLINE void put(Number* to, f32x16 term, f32x16 next) {
+    store(to, term);
+    store(to + kLanes, next);
+  }
 
   // As with AMX, for the block's first `rows` rows.
   template <int Terms, class Words>
@@ -213,14 +230,24 @@ class BlockProducts {
 };
 #endif
 
-// Sixteen columns of a row of a block, taken apart.
-template <int Terms>
-JINN_INLINE void store_terms(BlockProducts::Number* block, int row, int64_t col, f32x16 x) {
-  auto* to = block + col / kBlockCols * BlockProducts::kColBlock + row * kMaxTerms * kBlockCols + col % kBlockCols;
-  for (int t = 0; t < Terms; ++t) {
-    const __m256i term = round_to_bf16(x);
-    BlockProducts::put(to + t * kBlockCols, term);
-    x = x - widen_bf16(term);
+JINN_INLINE BlockProducts::Number* terms_at(BlockProducts::Number* block, int row, int64_t col) {
+  return block + col / kBlockCols * BlockProducts::kColBlock + row * kMaxTerms * kBlockCols + col % kBlockCols;
+}
+
+// Sixteen numbers of a query: the nearest bfloat16 and that of the rest.
+JINN_INLINE void store_query(BlockProducts::Number* to, f32x16 x) {
+  const f32x16 high = nearest_bf16(x);
+  BlockProducts::put(to, high);
+  BlockProducts::put(to + kBlockCols, nearest_bf16(x - high));
+}
+
+// Thirty-two weights: their upper, middle and lower eight bits, which are all they have.
+JINN_INLINE void store_weights(BlockProducts::Number* to, f32x16 p, f32x16 next) {
+  for (int t = 0; t < kWeightTerms; ++t, to += kBlockCols) {
+    const f32x16 upper = upper_half(p), next_upper = upper_half(next);
+    BlockProducts::put(to, upper, next_upper);
+    p = p - upper;
+    next = next - next_upper;
   }
 }
 
@@ -255,7 +282,7 @@ class Bf16Attention {
       Number* block = queries_ + r / kRows * query_block_size();
       for (int col = 0; col < reader_.num_key_steps() * kStepCols; col += kLanes) {
         const int left = layer_.key_dim - col, width = left < 0 ? 0 : left < kLanes ? left : kLanes;
-        store_terms<kQueryTerms>(block, r % kRows, col, load_part(rows[r].query + col, width));
+        store_query(terms_at(block, r % kRows, col), load_part(rows[r].query + col, width));
       }
     }
   }
@@ -301,16 +328,16 @@ class Bf16Attention {
     for (int at = 0; at < whole; at += kLanes) largest = max(largest, load(scores + at));
     if (whole < keys) largest = max(largest, select(is_key, load(scores + whole), set1(-INFINITY)));
     const float m = reduce_max(largest * piece_.scale);
-    for (int at = 0; at < whole; at += kLanes) {
+    const auto weights = [&](int at) {
+      if (at >= keys) return f32x16{};
       const f32x16 p = exp(load(scores + at) * piece_.scale - m);
-      store_terms<kWeightTerms>(p_, r, at, p);
+      return at < whole ? p : select(is_key, p, f32x16{});
+    };
+    for (int at = 0; at < num_steps * kStepCols; at += kStepCols) {
+      const f32x16 p = weights(at), next = weights(at + kLanes);
+      store_weights(terms_at(p_, r, at), p, next);
       sum = sum + p;
-    }
-    for (int at = whole; at < num_steps * kStepCols; at += kLanes) {
-      f32x16 p{};
-      if (at < keys) p = select(is_key, exp(load(scores + at) * piece_.scale - m), f32x16{});
-      store_terms<kWeightTerms>(p_, r, at, p);
-      sum = sum + p;
+      sum = sum + next;
     }
     max_[r] = m;
     sum_[r] = reduce_add(sum);

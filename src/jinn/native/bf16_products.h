@@ -90,8 +90,13 @@ JINN_INLINE void add_step(const float* panel, const uint8_t* words, int64_t stri
 }
 
 #if defined(JINN_AVX512)
-JINN_INLINE __m256i round_to_bf16(f32x16 x) { return (__m256i)_mm512_cvtneps_pbh((__m512)x); }
-JINN_INLINE f32x16 widen_bf16(__m256i x) { return (f32x16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16); }
+// The nearest bfloat16 number; one below the smallest normal number is zero.
+JINN_INLINE f32x16 nearest_bf16(f32x16 x) {
+  const __m256i halves = (__m256i)_mm512_cvtneps_pbh((__m512)x);
+  return (f32x16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+}
+// The bfloat16 number of the upper half of its bits.
+JINN_INLINE f32x16 upper_half(f32x16 x) { return bf16_high(bit_cast<u32x16>(x)); }
 #endif
 
 #if defined(JINN_AMX)
