@@ -17,6 +17,7 @@ import jinn
 from jinn import LLM, SamplingParams
 from jinn.llm import Completion
 from jinn.models.fields import ConfigError
+from lora_folders import llama_linear_shapes, write_lora
 from tiny import TinyLlama, tiny_llama_folder, tiny_llama_gguf
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
@@ -357,3 +358,17 @@ def test_packaged_model_knows_the_capital_of_france():
         assert "Paris" in answer.text
         assert answer.finish_reason == "stop"
         assert answer.token_ids[-1] in llm.ready.eos_token_ids
+
+
+def test_adapters(tiny_path, tmp_path):
+    folder = write_lora(tmp_path / "first", llama_linear_shapes())
+    with LLM(tiny_path, cache_memory=2**20, lora_adapters={"first": folder}) as llm:
+        bare, adapted = llm.generate("hint", DRAWN)[0], llm.generate("hint", DRAWN, adapter="first")[0]
+        assert drawn(bare) != drawn(adapted)
+        assert "".join(d.text for d in llm.stream("hint", DRAWN, adapter="first")) == adapted.text
+        messages = [{"role": "user", "content": "hi"}]
+        ids = llm.encode_chat(messages)
+        answer = llm.chat(messages, DRAWN, adapter="first")
+        assert drawn(answer) == drawn(llm.generate([ids], DRAWN, adapter="first")[0])
+        with pytest.raises(ValueError, match="there is no adapter 'second'"):
+            llm.generate("hint", DRAWN, adapter="second")

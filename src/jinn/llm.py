@@ -93,6 +93,7 @@ class LLM:
         speculative: where guesses at the next tokens come from, which never change an answer: "ngram" (the
             text so far), "draft" (`draft_model`, a smaller model), "mtp" (the model's own module), or "off".
         num_speculative_tokens: guessed at a time; None takes what suits the source.
+        lora_adapters: folders of LoRA adapters by the names that `adapter` may then have.
         chat_template: a file to use instead of the model's own.
         progress: called with the bytes loaded so far, and all.
 
@@ -115,6 +116,7 @@ class LLM:
         speculative: Speculative = "off",
         num_speculative_tokens: int | None = None,
         draft_model: str | Path | None = None,
+        lora_adapters: Mapping[str, str | Path] | None = None,
         chat_template: str | Path | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -133,6 +135,7 @@ class LLM:
             speculative=speculative,
             num_speculative_tokens=num_speculative_tokens,
             draft_model=None if draft_model is None else str(resolve_model(str(draft_model))),
+            lora_adapters={name: str(folder) for name, folder in (lora_adapters or {}).items()},
             **{name: value for name, value in limits.items() if value is not None},
         )
         self._frontend = load_frontend(path, chat_template)
@@ -182,15 +185,18 @@ class LLM:
         self,
         prompts: str | Sequence[Prompt],
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        adapter: str | None = None,
     ) -> list[Completion]:
         """An answer to each prompt, in order. A prompt is text or ids; `sampling` is for all, or one each.
 
-        Raises ValueError for a prompt that is empty, too long or outside the vocabulary, before anything is
-        computed, and RuntimeError where the model fails on one.
+        `adapter` names the one of `lora_adapters` that all go through. Raises ValueError for an unknown one,
+        or a prompt that is empty, too long or outside the vocabulary, before anything is computed, and
+        RuntimeError where the model fails on one.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         samplings = self._samplings(sampling, len(prompts))
-        answers = [self._answer(prompt, one) for prompt, one in zip(prompts, samplings, strict=True)]
+        answers = [self._answer(prompt, one, adapter) for prompt, one in zip(prompts, samplings, strict=True)]
         with self._running(answers):
             while not all(answer.is_finished for answer in answers):
                 self._step()
@@ -200,6 +206,8 @@ class LLM:
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        adapter: str | None = None,
         **template_kwargs: Any,
     ) -> Any:
         """The assistant's answer to a conversation: a Completion; to a list of conversations, a list of them.
@@ -209,19 +217,24 @@ class LLM:
         is_single = not messages or isinstance(messages[0], Mapping)
         conversations: Any = [messages] if is_single else messages
         prompts = [self.encode_chat(conversation, **template_kwargs) for conversation in conversations]
-        completions = self.generate(prompts, sampling)
+        completions = self.generate(prompts, sampling, adapter=adapter)
         return completions[0] if is_single else completions
 
     def stream(
-        self, prompt: Prompt, sampling: SamplingParams | None = None, *, on_prefill: Progress | None = None
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
+        on_prefill: Progress | None = None,
     ) -> Iterator[Delta]:
         """The answer as it is drawn: deltas with `index` and `text`; a choice's last has `finish_reason`.
 
         `on_prefill` is called with the prompt tokens read so far, and all. Closing the iterator ends the
         request. Raises as `generate`.
         """
-        answer = self._answer(prompt, self.default_sampling if sampling is None else sampling, on_prefill)
-        return self._deltas(answer)
+        sampling = self.default_sampling if sampling is None else sampling
+        return self._deltas(self._answer(prompt, sampling, adapter, on_prefill))
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """The model's logits after each token: float32 [len(token_ids), vocab_size], one full forward.
@@ -263,16 +276,22 @@ class LLM:
         return sampling
 
     def _answer(
-        self, prompt: Prompt, sampling: SamplingParams, on_prefill: Progress | None = None
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        adapter: str | None,
+        on_prefill: Progress | None = None,
     ) -> _Answer:
         """What will hold the answer to a prompt that can be served."""
+        if adapter is not None and adapter not in dict(self.ready.adapters):
+            raise ValueError(f"there is no adapter {adapter!r}")
         prompt_ids = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
         self._check_ids(prompt_ids, max_tokens=self.ready.max_model_len - 1)
         seed = secrets.randbelow(_MAX_DRAWN_SEED) if sampling.seed is None else sampling.seed
         sampling = replace(sampling, seed=seed)
         choices = [_Choice(Choice(index, sampling, self._frontend.tokenizer)) for index in range(sampling.n)]
         starts = turn_starts(self._frontend.tokenizer, prompt_ids)
-        return _Answer(next(self._request_ids), prompt_ids, starts, sampling, choices, on_prefill)
+        return _Answer(next(self._request_ids), prompt_ids, starts, sampling, adapter, choices, on_prefill)
 
     def _check_ids(self, token_ids: Sequence[int], max_tokens: int) -> None:
         ready = self.ready
@@ -352,6 +371,7 @@ class _Answer:
     prompt_ids: list[int]
     turn_starts: tuple[int, ...]
     sampling: SamplingParams
+    adapter: str | None
     choices: list[_Choice]
     on_prefill: Progress | None
     deltas: list[Delta] = field(default_factory=list)  # for `stream` to take
@@ -367,7 +387,10 @@ class _Answer:
     def submit(self) -> Submit:
         sampling = replace(self.sampling, stop=())
         prompt_ids = tuple(self.prompt_ids)
-        return Submit(self.request_id, _TENANT, prompt_ids, sampling, turn_starts=self.turn_starts)
+        starts = self.turn_starts
+        return Submit(
+            self.request_id, _TENANT, prompt_ids, sampling, turn_starts=starts, adapter=self.adapter
+        )
 
     def take_progress(self, prefilling: Prefilling) -> None:
         if self.on_prefill is not None:

@@ -60,6 +60,22 @@ def test_more_models_are_checked(fail, served, tiny_path, model, error):
     assert not served
 
 
+def test_adapters(run, served, tiny_path, tmp_path):
+    config = tmp_path / "jinn.toml"
+    config.write_text('lora = ["c=third"]\n')
+    assert run("serve", tiny_path, "--lora", "a=first", "--lora", "b=x=y", "--config", config).exit_code == 0
+    assert served[0][1].lora_adapters == {"a": "first", "b": "x=y"}
+    assert run("serve", tiny_path, "--config", config).exit_code == 0
+    assert served[1][1].lora_adapters == {"c": "third"}
+
+
+@pytest.mark.parametrize("adapters", [("a",), ("=x",), ("a=",), ("a=x", "a=y")])
+def test_adapters_are_checked(fail, served, tiny_path, adapters):
+    arguments = [part for adapter in adapters for part in ("--lora", adapter)]
+    assert "lora must be distinct names with folders" in fail("serve", tiny_path, *arguments)
+    assert not served
+
+
 def test_defaults(run, served, tiny_path):
     run("serve", tiny_path)
     assert served == [(ServerConfig(), EngineConfig(tiny_path), {})]

@@ -112,7 +112,8 @@ def test_table(name: str) -> None:
 
 def test_settings_without_a_flag() -> None:
     settings = {field.name for field in (*fields(EngineConfig), *fields(ServerConfig))}
-    flags = {row[0].strip("`-").replace("-", "_") for row in options()} | {"model", "num_threads"}
+    flags = {row[0].strip("`-").replace("-", "_") for row in options()}
+    flags |= {"model", "num_threads", "lora_adapters"}  # --model, --threads and --lora
     section = PAGE[PAGE.index("### Settings of the file") : PAGE.index("## Requests")]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == settings - flags
 

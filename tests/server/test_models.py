@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
+from jinn.engine.messages import Ready
 from jinn.server.app import App
 from jinn.server.config import ServerConfig
 from jinn.server.models import Models, ServedModel
@@ -132,6 +134,94 @@ async def test_drain_waits_for_every_model() -> None:
     await host.models.drain()
     assert {task.done() and task.result().status_code for task in running} == {200}
     check_error(await host.ask("a"), 503)
+
+
+def with_adapters(name: str, engine: FakeEngine, *adapters: str) -> ServedModel:
+    card = ModelCard.create(name, f"{name}.gguf", adapters)
+
+    async def load() -> Service:
+        config = ServerConfig(allowed_hosts=("test",))
+        service = Service(config, engine, ByteTokenizer(), encode_chat, file_name=f"{name}.gguf", card=card)
+        await service.start()
+        return service
+
+    return ServedModel(card, 10, load)
+
+
+class TestAdapters:
+    """Model `base` with two adapters, and `other` without."""
+
+    @pytest.fixture
+    def engine(self) -> FakeEngine:
+        return FakeEngine()
+
+    @pytest.fixture
+    def http(self, engine: FakeEngine) -> httpx.AsyncClient:
+        served = [with_adapters("base", engine, "first", "second"), with_adapters("other", FakeEngine())]
+        models = Models(ServerConfig(allowed_hosts=("test",)), served)
+        return httpx.AsyncClient(transport=httpx.ASGITransport(App(models)), base_url="http://test")
+
+    @pytest.mark.parametrize(
+        ("path", "body"),
+        [
+            (CHAT, {"messages": [{"role": "user", "content": "hi"}]}),
+            ("/v1/completions", {"prompt": "hi"}),
+            ("/v1/completions", {"prompt": "hi", "echo": True, "logprobs": 1}),
+            ("/v1/responses", {"input": "hi"}),
+            ("/v1/messages", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}),
+            ("/v1/embeddings", {"input": ["hi", "ho"]}),
+            ("/v1/rerank", {"query": "hi", "documents": ["ho"]}),
+            ("/v1/score", {"text_1": "hi", "text_2": "ho"}),
+        ],
+    )
+    async def test_every_api_goes_through_the_adapter_it_names(
+        self, http: httpx.AsyncClient, engine: FakeEngine, path: str, body: dict[str, Any]
+    ) -> None:
+        for name, adapter in (("second", "second"), ("base", None), ("default", None), ("base.gguf", None)):
+            answer = await http.post(path, json={**body, "model": name})
+            assert answer.status_code == 200
+            assert answer.json()["model"] == (adapter or "base")
+            asked = [*engine.submitted, *engine.scored]
+            assert asked
+            assert {request.adapter for request in asked} == {adapter}
+            engine.submitted.clear()
+            engine.scored.clear()
+
+    async def test_they_are_listed(self, http: httpx.AsyncClient) -> None:
+        listed = (await http.get("/v1/models")).json()["data"]
+        assert [(model["id"], model.get("parent")) for model in listed] == [
+            ("base", None),
+            ("first", "base"),
+            ("second", "base"),
+            ("other", None),
+        ]
+        assert (await http.get("/v1/models/second")).json() == listed[2]
+        check_error(await http.get("/v1/models/third"), 404, "model_not_found")
+        check_error(await http.post(CHAT, json=chat_body(model="third")), 404, "model_not_found")
+
+    async def test_the_fingerprint_names_the_adapter(
+        self, http: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ready = replace(await engine.ready(), adapters=(("first", "f1"), ("second", "f2")))
+
+        async def say_ready() -> Ready:
+            return ready
+
+        monkeypatch.setattr(engine, "ready", say_ready)
+        fingerprints = [
+            (await http.post(CHAT, json=chat_body(model=name))).json()["system_fingerprint"]
+            for name in ("base", "first", "second")
+        ]
+        assert fingerprints == ["fp_fake", "fp_fake-f1", "fp_fake-f2"]
+
+    @pytest.mark.parametrize("name", ["base", "base.gguf", "default", "other", "again"])
+    def test_a_name_means_one_model(self, name: str) -> None:
+        served = [
+            with_adapters("base", FakeEngine(), "again", name),
+            with_adapters("other", FakeEngine()),
+        ]
+        with pytest.raises(ValueError, match=f"lora has {name}, which is also the name of a model"):
+            Models(ServerConfig(), served)
 
 
 class TestRestart:

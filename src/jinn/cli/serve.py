@@ -35,6 +35,14 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR",
+            help="A LoRA adapter of the first model, served as a model of this name; repeat it for more.",
+            show_default=False,
+        ),
+    ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on.", show_default=DEFAULTS["host"])
     ] = None,
@@ -175,6 +183,7 @@ def serve(
     flags = {
         "model": model,
         "models": more_models,
+        "lora": lora,
         "host": host,
         "port": port,
         "threads": threads,
@@ -231,6 +240,17 @@ def parse_models(models: Sequence[str]) -> dict[str, str]:
     return paths
 
 
+def parse_adapters(adapters: Sequence[str]) -> dict[str, str]:
+    """Folders by name, from `name=folder` each. Raises ValueError."""
+    folders: dict[str, str] = {}
+    for text in adapters:
+        name, equals, folder = str(text).partition("=")
+        if not equals or not 1 <= len(name) <= 256 or not folder or name in folders:
+            raise ValueError(f"lora must be distinct names with folders, such as name=folder, not {text}")
+        folders[name] = str(Path(folder).expanduser())
+    return folders
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings of a TOML file, under their flags' names. Raises ValueError, also for an unknown one."""
     import tomllib
@@ -240,7 +260,10 @@ def read_settings(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: {error}") from None
     settings = {name.replace("-", "_"): value for name, value in settings.items()}
-    known = (_ENGINE_SETTINGS | _SERVER_SETTINGS | {"threads", "models"}) - {"num_threads"}
+    known = (_ENGINE_SETTINGS | _SERVER_SETTINGS | {"threads", "models", "lora"}) - {
+        "num_threads",
+        "lora_adapters",
+    }
     for name, value in settings.items():
         if name not in known:
             raise ValueError(f"{path}: unknown setting {name}; known are {', '.join(sorted(known))}")
@@ -251,7 +274,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def _types(name: str) -> set[type]:
     """What a setting may be in TOML, where nothing stands for None and a size may be a string."""
-    if name == "models":
+    if name in ("models", "lora"):
         return {list}
     hints = get_type_hints(EngineConfig) | get_type_hints(ServerConfig)
     hint = hints["num_threads" if name == "threads" else name]
@@ -268,6 +291,7 @@ def make_configs(settings: dict[str, Any]) -> tuple[ServerConfig, EngineConfig]:
     values = dict(settings)
     if "threads" in values:
         values["num_threads"] = values.pop("threads")
+    values["lora_adapters"] = parse_adapters(values.pop("lora", ()))
     for name in _SIZES:
         if isinstance(values.get(name), str):
             values[name] = parse_size(values[name])

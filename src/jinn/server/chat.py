@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from jinn.engine.messages import Ready, SamplingParams
+from jinn.engine.messages import SamplingParams
 from jinn.server import errors
 from jinn.server.generation import GenerationRequest
 from jinn.server.models import Models
@@ -21,7 +21,6 @@ class PreparedChat:
     """A conversation that is ready to be continued."""
 
     service: Service
-    ready: Ready
     generation: GenerationRequest
 
     @property
@@ -36,15 +35,14 @@ async def prepare_chat(request: Request, chat: ChatRequest) -> PreparedChat:
     """
     models: Models = request.app.state.models
     service = await models.acquire(request, chat.model)
-    ready = service.admit()
-    chat.check_vocabulary(ready.vocab_size)
+    chat.check_vocabulary(service.admit().vocab_size)
     turn = await prepare_turn(service, chat.turn(), chat.sampling_params(service.sampling_defaults))
     service.check_room((turn.prompt_ids,), turn.sampling, "messages")
     grammar = await service.grammar(await _wanted(service, chat), turn.thinking_ids)
     generation = GenerationRequest.create(
         request, (turn.prompt_ids,), turn.sampling, make_parser=turn.make_parser, grammar=grammar
     )
-    return PreparedChat(service, ready, generation)
+    return PreparedChat(service, generation)
 
 
 async def _wanted(service: Service, chat: ChatRequest) -> Wanted | None:

@@ -59,6 +59,7 @@ class GenerationRequest:
     echoes: tuple[str, ...] | None = None
     make_parser: Callable[[], MessageParser] | None = None
     grammar: Grammar | None = None
+    adapter: str | None = None  # of those of the model
 
     @classmethod
     def create(
@@ -72,7 +73,15 @@ class GenerationRequest:
     ) -> GenerationRequest:
         state = request.state
         return cls(
-            state.request_id, state.tenant, state.arrived_at, prompts, sampling, echoes, make_parser, grammar
+            state.request_id,
+            state.tenant,
+            state.arrived_at,
+            prompts,
+            sampling,
+            echoes,
+            make_parser,
+            grammar,
+            state.adapter,
         )
 
 
@@ -180,7 +189,7 @@ class Generation:
             if num_logprobs is None:
                 self._submit(prompt)
             else:
-                score = Score(self._score_id(prompt), prompt_ids, num_logprobs, None)
+                score = Score(self._score_id(prompt), prompt_ids, num_logprobs, None, self.request.adapter)
                 self._engine.submit(score, partial(self._receive, prompt))
 
     def _submit(self, prompt: int) -> None:
@@ -193,6 +202,7 @@ class Generation:
             sampling,
             request.grammar,
             turn_starts=turn_starts(self._tokenizer, prompt_ids),
+            adapter=request.adapter,
         )
         self._engine.submit(submit, partial(self._receive, prompt))
 

@@ -39,7 +39,10 @@ class ServedModel:
 
 
 class Models:
-    """Finds, loads and unloads. The first model is the default one."""
+    """Finds, loads and unloads. The first model is the default one.
+
+    Raises ValueError for an adapter that is called as a model, or another adapter, is.
+    """
 
     def __init__(self, config: ServerConfig, models: Iterable[ServedModel]) -> None:
         self.config = config
@@ -48,6 +51,11 @@ class Models:
         self._reserved: set[ServedModel] = set()  # that are being loaded
         self._is_room_made = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
+        names = {"default"}.union(*({model.card.name, *model.card.aliases} for model in self.models))
+        for adapter in (adapter for model in self.models for adapter in model.card.adapters):
+            if adapter in names:
+                raise ValueError(f"lora has {adapter}, which is also the name of a model")
+            names.add(adapter)
 
     @classmethod
     def of(cls, service: Service) -> Models:
@@ -78,19 +86,24 @@ class Models:
                 raise errors.unavailable("The model is still loading.", RETRY_SECONDS)
             service.admit()
 
-    def find(self, name: str) -> ServedModel:
-        """The model that a request calls so. Raises APIError 404."""
+    def find(self, name: str) -> tuple[ServedModel, str | None]:
+        """The model that a request calls so, and which adapter of it. Raises APIError 404."""
         if name == "default":
-            return self.models[0]
+            return self.models[0], None
         for model in self.models:
             if name == model.card.name or name in model.card.aliases:
-                return model
+                return model, None
+            if name in model.card.adapters:
+                return model, name
         raise errors.model_not_found(name)
 
     async def acquire(self, request: Request, name: str) -> Service:
-        """The model that the request names, in memory until the request has ended. Raises APIError."""
+        """The model that the request names, in memory until the request has ended. Raises APIError.
+
+        `request.state.adapter` then names the adapter of it that the request goes through, if any.
+        """
         self.admit()
-        model = self.find(name)
+        model, request.state.adapter = self.find(name)
         if "release" not in request.scope["state"]:
             self._use(model, request)
         async with model.is_loading:

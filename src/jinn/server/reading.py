@@ -25,12 +25,18 @@ class Reading:
     """Texts on their way through the engine. Always `close()` it."""
 
     def __init__(
-        self, request_id: str, texts: list[tuple[int, ...]], pooling: Pooling, engine: Engine
+        self,
+        request_id: str,
+        texts: list[tuple[int, ...]],
+        pooling: Pooling,
+        engine: Engine,
+        adapter: str | None,
     ) -> None:
         self._request_id = request_id
         self._texts = texts
         self._pooling = pooling
         self._engine = engine
+        self._adapter = adapter
         self._vectors: dict[int, tuple[float, ...]] = {}  # by text
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -41,7 +47,7 @@ class Reading:
     async def vectors(self) -> Vectors:
         """The pooled hidden states, float64 [texts, hidden_size]. Raises APIError, ClientGoneError."""
         for text, token_ids in enumerate(self._texts):
-            score = Score(self._engine_id(text), token_ids, None, self._pooling)
+            score = Score(self._engine_id(text), token_ids, None, self._pooling, self._adapter)
             self._engine.submit(score, partial(self._receive, text))
         await self._done
         return np.array([self._vectors[text] for text in range(len(self._texts))])

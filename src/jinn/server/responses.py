@@ -44,6 +44,7 @@ class Model(_Closed):
     object: Literal["model"]
     created: int
     owned_by: str
+    parent: str | None = None
     max_model_len: int | None = None
 
 

@@ -101,16 +101,20 @@ def make_service(
 ) -> Service:
     """A model behind HTTP, with its text side read. Raises ValueError where that is bad."""
     from jinn.frontend import load_frontend
-    from jinn.server.service import Service
+    from jinn.server.service import ModelCard, Service
     from jinn.text.chat_format import ChatFormat
 
     frontend = load_frontend(engine_config.model, config.chat_template)
+    file_name = Path(engine_config.model).resolve().name
+    if card is None:
+        name = config.served_model_name or file_name
+        card = ModelCard.create(name, file_name, engine_config.lora_adapters)
     return Service(
         config,
         engine,
         frontend.tokenizer,
         frontend.encode_chat,
-        file_name=Path(engine_config.model).resolve().name,
+        file_name=file_name,
         sampling_defaults=frontend.sampling_defaults,
         pooling=frontend.pooling,
         chat_format=ChatFormat.of(frontend.template, config.tool_format),
@@ -122,14 +126,15 @@ def make_service(
 def served_models(
     config: ServerConfig, engine_config: EngineConfig, more_models: Mapping[str, str]
 ) -> list[ServedModel]:
-    """The model of `engine_config` under its file's name, then the others, none of them loaded."""
+    """The model of `engine_config` with its adapters, then the others without, none of them loaded."""
     from jinn.server.models import ServedModel
     from jinn.server.service import ModelCard
 
-    def served(name: str | None, path: str) -> ServedModel:
+    def served(name: str | None, path: str, adapters: Mapping[str, str]) -> ServedModel:
         file_name = Path(path).resolve().name
-        card = ModelCard.create(name or file_name, file_name)
-        own_config = replace(engine_config, model=path)
+        card = ModelCard.create(name or file_name, file_name, adapters)
+        own_config = replace(engine_config, model=path, lora_adapters=adapters)
+        num_weight_bytes = sum(weight_bytes(Path(part)) for part in (path, *adapters.values()))
 
         async def load() -> Service:
             engine = await start_engine(own_config)
@@ -141,10 +146,10 @@ def served_models(
                 raise
             return service
 
-        return ServedModel(card, weight_bytes(Path(path)) + engine_config.cache_memory, load)
+        return ServedModel(card, num_weight_bytes + engine_config.cache_memory, load)
 
-    first = served(config.served_model_name, engine_config.model)
-    return [first, *(served(name, path) for name, path in more_models.items())]
+    first = served(config.served_model_name, engine_config.model, engine_config.lora_adapters)
+    return [first, *(served(name, path, {}) for name, path in more_models.items())]
 
 
 def weight_bytes(path: Path) -> int:

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -68,16 +68,21 @@ class Throughput:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """How the served model presents itself. `aliases` are the other names a request may use."""
+    """How the served model presents itself. `aliases` are the other names a request may use.
+
+    Each of `adapters` is the name of a model of its own, which is this one with an adapter.
+    """
 
     name: str
     aliases: frozenset[str]
     created: int  # Unix seconds
+    adapters: tuple[str, ...] = ()
 
     @classmethod
-    def create(cls, name: str, file_name: str) -> ModelCard:
+    def create(cls, name: str, file_name: str, adapters: Iterable[str] = ()) -> ModelCard:
         """The card of a model that is also known by its file's name."""
-        return cls(name, frozenset({file_name, file_name.removesuffix(".gguf")}), int(time.time()))
+        aliases = frozenset({file_name, file_name.removesuffix(".gguf")})
+        return cls(name, aliases, int(time.time()), tuple(adapters))
 
 
 class Service:
@@ -159,6 +164,17 @@ class Service:
             raise errors.engine_down()
         return self.ready
 
+    def name_for(self, request: Request) -> str:
+        """What the answer calls the model: the adapter's name where the request goes through one."""
+        adapter: str | None = request.state.adapter
+        return adapter or self.card.name
+
+    def system_fingerprint(self, request: Request) -> str:
+        """What the answer's bytes depend on, the request's adapter too. Raises APIError 503."""
+        ready = self.admit()
+        digest = dict(ready.adapters).get(request.state.adapter)
+        return f"{ready.system_fingerprint}-{digest}" if digest else ready.system_fingerprint
+
     def check_room(self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, param: str) -> None:
         """Refuse a prompt that is empty or leaves no room for an answer. Raises APIError 400 naming `param`.
 
@@ -222,7 +238,8 @@ class Service:
         for param, text in texts:
             token_ids.append(await self._encode_whole(text))
             _check_text(token_ids[-1], ready.max_model_len, param)
-        reading = Reading(request.state.request_id, token_ids, self.pooling, self.engine)
+        state = request.state
+        reading = Reading(state.request_id, token_ids, self.pooling, self.engine, state.adapter)
         watcher = asyncio.create_task(cancel_when_gone(reading, request.receive))
         self._running.add(reading)
         self._idle.clear()
@@ -233,7 +250,7 @@ class Service:
         finally:
             watcher.cancel()
             self.release(reading)
-        request.state.usage = reading.usage
+        state.usage = reading.usage
         return vectors, reading.usage
 
     async def _encode_whole(self, text: str) -> tuple[int, ...]:

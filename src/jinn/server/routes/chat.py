@@ -29,7 +29,7 @@ async def create_chat_completion(request: Request) -> Response:
     chat = parse_chat(await read_json_object(request), ignored)
     prepared = await prepare_chat(request, chat)
     service = prepared.service
-    head = AnswerHead.create("chatcmpl", service.card.name, prepared.ready.system_fingerprint)
+    head = AnswerHead.create("chatcmpl", service.name_for(request), service.system_fingerprint(request))
     fields = service.config.reasoning_fields
     wire = ChatWire(head, chat, prepared.sampling, service.tokenizer.token_bytes, fields)
     return GenerationResponse(

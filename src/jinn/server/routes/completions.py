@@ -30,13 +30,12 @@ async def create_completion(request: Request) -> Response:
     ignored = models.ignored_fields()
     completion = parse_completion(await read_json_object(request), ignored)
     service = await models.acquire(request, completion.model)
-    ready = service.admit()
-    completion.check_vocabulary(ready.vocab_size)
+    completion.check_vocabulary(service.admit().vocab_size)
     prompts = tuple([await _encode(service, completion, prompt) for prompt in completion.prompt])
     sampling = completion.sampling_params(service.sampling_defaults)
     service.check_room(prompts, sampling, "prompt")
     grammar = await service.grammar(completion.wanted())
-    head = AnswerHead.create("cmpl", service.card.name, ready.system_fingerprint)
+    head = AnswerHead.create("cmpl", service.name_for(request), service.system_fingerprint(request))
     echoes = _echoes(service, completion) if completion.echo else None
     wire = CompletionWire(head, completion, sampling, service.tokenizer.token_bytes)
     return GenerationResponse(

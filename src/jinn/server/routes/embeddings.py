@@ -55,7 +55,7 @@ async def create_embeddings(request: Request) -> Response:
             {"object": "embedding", "index": index, "embedding": _encoded(row, body.encoding_format)}
             for index, row in enumerate(normalised(vectors, body.dimensions))
         ],
-        "model": service.card.name,
+        "model": service.name_for(request),
         "usage": reading_usage_fields(usage),
     }
     return Response(to_json(answer), media_type="application/json")

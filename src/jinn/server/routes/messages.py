@@ -33,7 +33,9 @@ async def create_message(request: Request) -> Response:
         prepared.service,
         prepared.generation,
         MessagesWire(
-            f"msg_{secrets.token_hex(12)}", prepared.service.card.name, len(prepared.generation.prompts[0])
+            f"msg_{secrets.token_hex(12)}",
+            prepared.service.name_for(request),
+            len(prepared.generation.prompts[0]),
         ),
         is_stream=body.stream,
         ignored=ignored,

@@ -69,7 +69,7 @@ async def rerank(request: Request) -> Response:
     return JSONResponse(
         {
             "id": f"rerank-{secrets.token_hex(12)}",
-            "model": service.card.name,
+            "model": service.name_for(request),
             "results": results,
             "usage": reading_usage_fields(usage),
         }
@@ -95,7 +95,7 @@ async def score(request: Request) -> Response:
             "id": f"score-{secrets.token_hex(12)}",
             "object": "list",
             "created": int(time.time()),
-            "model": service.card.name,
+            "model": service.name_for(request),
             "data": [
                 {"index": index, "object": "score", "score": value}
                 for index, value in enumerate(scores.tolist())

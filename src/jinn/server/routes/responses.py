@@ -47,7 +47,7 @@ async def create_response(request: Request) -> Response:
     return GenerationResponse(
         prepared.service,
         prepared.generation,
-        ResponsesWire(response_id, body, prepared.service.card.name, prepared.sampling, on_end),
+        ResponsesWire(response_id, body, prepared.service.name_for(request), prepared.sampling, on_end),
         is_stream=body.stream,
         ignored=ignored,
     )
