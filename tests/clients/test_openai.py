@@ -91,6 +91,7 @@ def test_tool_round_trip(client: openai.OpenAI, choice: str) -> None:
     text = f"Copy this:\n{CALL}" if choice == "auto" else "What is the weather in Paris?"
     messages: list[Any] = [{"role": "user", "content": text}]
     body: Any = {"model": "default", "tools": [WEATHER], "temperature": 0, "max_tokens": 160}
+    body["parallel_tool_calls"] = False  # it would not stop calling
     with client.chat.completions.stream(**body, messages=messages, tool_choice=choice) as stream:
         done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
         message = stream.get_final_completion().choices[0].message
