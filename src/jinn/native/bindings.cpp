@@ -551,17 +551,24 @@ NB_MODULE(_native, m) {
           "places"_a, "x"_a, "out"_a, "type"_a, "cols"_a)
       .def(
           "experts_linear",
-          [](Program& p, int places, int x, int out, const std::string& type,
-             std::vector<std::shared_ptr<PackedExperts>> weights, std::vector<int64_t> first_cols) {
-            p.experts_linear(places, x, activation_by_name(type), std::move(weights), out, std::move(first_cols));
+          [](Program& p, int places, int x, int out, const std::string& type, std::shared_ptr<PackedExperts> weight) {
+            p.experts_linear(places, x, activation_by_name(type), std::move(weight), out);
           },
-          "places"_a, "x"_a, "out"_a, "type"_a, "weights"_a, "first_cols"_a)
+          "places"_a, "x"_a, "out"_a, "type"_a, "weight"_a)
       .def(
           "experts_silu_mul",
-          [](Program& p, int places, int hidden, int out, const std::string& type, bool round_to_bf16, int64_t cols) {
-            p.experts_silu_mul(places, hidden, activation_by_name(type), round_to_bf16, cols, out);
+          [](Program& p, int places, const std::vector<std::tuple<int, int, std::string>>& inputs,
+             std::vector<std::shared_ptr<PackedExperts>> weights, int hidden, int out, const std::string& type,
+             bool round_to_bf16) {
+            std::vector<ExpertsInput> typed;
+            for (const auto& [tokens, gathered, name] : inputs) {
+              typed.push_back({tokens, gathered, activation_by_name(name)});
+            }
+            p.experts_silu_mul(places, std::move(typed), std::move(weights), hidden, activation_by_name(type),
+                               round_to_bf16, out);
           },
-          "places"_a, "hidden"_a, "out"_a, "type"_a, "round_to_bf16"_a, "cols"_a)
+          "places"_a, "inputs"_a, "weights"_a, "hidden"_a, "out"_a, "type"_a, "round_to_bf16"_a,
+          "Of gate and up: the input by token, the same by place, and its type.")
       .def(
           "combine",
           [](Program& p, int places, int x, Operand weights, Operand out) { p.combine(weights, places, x, out); },

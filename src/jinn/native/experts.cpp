@@ -70,26 +70,6 @@ class GroupRows : public Instruction {
   int places_;
 };
 
-// Instructions on blocks of kActivationRows places, each place by itself.
-class PlaceWise : public Instruction {
- public:
-  explicit PlaceWise(int places) : places_(places) {}
-  int64_t num_items(const Step& step) const override {
-    return ceil_div(places_of(step, places_).num_places(), kActivationRows);
-  }
-  void run(const Step& step, int64_t item) const override {
-    const Places places = places_of(step, places_);
-    const int64_t last = std::min(places.num_places(), (item + 1) * kActivationRows);
-    for (int64_t place = item * kActivationRows; place < last; ++place) {
-      if (places.token_at()[place] >= 0) at(step, places, place);
-    }
-  }
-  virtual void at(const Step& step, const Places& places, int64_t place) const = 0;
-
- protected:
-  int places_;
-};
-
 void copy_row(const Activations& from, int64_t row, const Activations& to, int64_t to_row) {
   if (from.type == ActivationType::F32 || from.type == ActivationType::BF16) {
     std::memcpy(to.row(to_row), from.row(row), static_cast<size_t>(activation_stride(from.type, from.cols)));
@@ -104,13 +84,14 @@ void copy_row(const Activations& from, int64_t row, const Activations& to, int64
   }
 }
 
-// Copies each token's activations to its places.
+// Copies each token's activations to its places. A single token's are read where they are.
 class Gather : public RowWise {
  public:
   Gather(int places, int input, ActivationType type, int64_t cols, int out)
       : RowWise(input), places_(places), type_(type), cols_(cols), out_(out) {}
   std::string name() const override { return "gather"; }
   void rows(const Step& step, int64_t first, int64_t last) const override {
+    if (step.num_rows(buffer_) == 1) return;
     const Places places = places_of(step, places_);
     const Activations from{step.buffer(buffer_), step.row_bytes(buffer_), cols_, type_};
     const Activations to = PlaceRows(step, out_, places).activations(type_, cols_);
@@ -126,94 +107,139 @@ class Gather : public RowWise {
   int out_;
 };
 
-// silu(gate) * up of each place, as down's input; gate and up lie side by side, each padded to whole tiles.
-class ExpertsSiluMul : public PlaceWise {
+// Instructions that compute parts of what the experts give, each part for all rows of its expert. Items divide all
+// parts of all groups, a part counted once per row.
+class ExpertParts : public Instruction {
  public:
-  ExpertsSiluMul(int places, int hidden, ActivationType type, bool round_to_bf16, int64_t cols, int out)
-      : PlaceWise(places), hidden_(hidden), type_(type), round_to_bf16_(round_to_bf16), cols_(cols), out_(out) {}
-  std::string name() const override { return "experts_silu_mul"; }
-  void at(const Step& step, const Places& places, int64_t place) const override {
-    const PlaceRows hidden(step, hidden_, places);
-    const Matrix gate = hidden.matrix(0, cols_);
-    const Matrix up = hidden.matrix(ceil_div(cols_, kTileRows) * kTileRows, cols_);
-    step.kernels.silu_mul(gate, up, gate, place, place + 1);
-    const Activations out = PlaceRows(step, out_, places).activations(type_, cols_);
-    step.kernels.quantize_rows(round_to_bf16_, gate, out, place, place + 1);
-  }
-
- private:
-  int hidden_;
-  ActivationType type_;
-  bool round_to_bf16_;
-  int64_t cols_;
-  int out_;
-};
-
-// Items are (group, range of tiles); the tiles of all weights count as one sequence. A group has items by its share of
-// the rows, so that many rows of one expert do not fall to one thread.
-class ExpertsLinear : public Instruction {
- public:
-  ExpertsLinear(int places, int input, ActivationType type, std::vector<std::shared_ptr<PackedExperts>> weights,
-                int out, std::vector<int64_t> first_cols)
-      : places_(places),
-        input_(input),
-        type_(type),
-        weights_(std::move(weights)),
-        out_(out),
-        first_cols_(std::move(first_cols)) {
-    for (const auto& weight : weights_) num_tiles_ += weight->num_tiles();
-  }
-  std::string name() const override { return "experts_linear " + std::to_string(num_tiles_ * kTileRows); }
+  ExpertParts(int places, int64_t parts_per_expert) : places_(places), parts_per_expert_(parts_per_expert) {}
 
   int64_t num_items(const Step& step) const override {
-    const Places places = places_of(step, places_);
-    int64_t items = 0;
-    for (int64_t g = 0; g < places.num_groups(); ++g) items += num_ranges(step, places, g);
-    return items;
+    return std::min(kClaimsPerThread * step.num_threads(), num_parts(places_of(step, places_), step));
   }
 
   void run(const Step& step, int64_t item) const override {
     const Places places = places_of(step, places_);
-    int64_t g = 0;
-    for (; item >= num_ranges(step, places, g); ++g) item -= num_ranges(step, places, g);
-    const int64_t ranges = num_ranges(step, places, g);
-    int64_t first = num_tiles_ * item / ranges, last = num_tiles_ * (item + 1) / ranges;
-    for (size_t w = 0; w < weights_.size() && first < last; ++w) {
-      const int64_t tiles = weights_[w]->num_tiles();
-      if (first < tiles) {
-        tiles_of(step, places, g, w, first, std::min(last, tiles));
-        first = tiles;
-      }
-      first -= tiles;
-      last -= tiles;
+    const int64_t items = num_items(step), size = num_parts(places, step);
+    int64_t first = item_start(item, items, size), last = item_start(item + 1, items, size);
+    for (int64_t g = 0; g < places.num_groups() && last > 0; ++g) {
+      const int64_t rows = places.group(g).num_rows, group_size = rows * parts_per_expert_;
+      const int64_t first_part = std::clamp<int64_t>(first, 0, group_size) / rows;
+      const int64_t last_part = std::clamp<int64_t>(last, 0, group_size) / rows;
+      if (first_part < last_part) parts(step, places, places.group(g), first_part, last_part);
+      first -= group_size;
+      last -= group_size;
     }
   }
+
+ protected:
+  virtual void parts(const Step& step, const Places& places, const ExpertGroup& group, int64_t first,
+                     int64_t last) const = 0;
 
  private:
-  int64_t num_ranges(const Step& step, const Places& places, int64_t g) const {
-    const int64_t claims = kClaimsPerThread * step.num_threads();
-    const int64_t all_rows = places.num_choices() * step.num_rows(places_);
-    return std::clamp<int64_t>(ceil_div(claims * places.group(g).num_rows, all_rows), 1, num_tiles_);
+  int64_t num_parts(const Places& places, const Step& step) const {
+    return places.num_choices() * step.num_rows(places_) * parts_per_expert_;
   }
 
-  void tiles_of(const Step& step, const Places& places, int64_t g, size_t w, int64_t first, int64_t last) const {
-    const PackedExperts& weight = *weights_[w];
-    const ExpertGroup& group = places.group(g);
-    const int64_t first_tile = weight.first_tile(group.expert), end = group.first_place + group.num_rows;
-    for (int64_t row = group.first_place; row < end; row += kRowsAtOnce) {
-      step.kernels.linear({&weight.tensor(), nullptr, PlaceRows(step, input_, places).activations(type_, weight.cols()),
-                           PlaceRows(step, out_, places).matrix(first_cols_[w], weight.rows()), nullptr,
-                           first_tile + first, first_tile + last, row, std::min(end, row + kRowsAtOnce),
-                           first_tile * kTileRows});
+  int places_;
+  int64_t parts_per_expert_;
+};
+
+// Tiles first_tile .. last_tile - 1 of the group's expert, for its rows first_row .. last_row - 1. `input` has a row
+// per place, or the one row that all places share.
+void multiply(const Step& step, const PackedExperts& weight, const ExpertGroup& group, int64_t first_tile,
+              int64_t last_tile, const Activations& input, bool is_shared, Matrix out, int64_t first_row,
+              int64_t last_row) {
+  const int64_t tile = weight.first_tile(group.expert);
+  const int64_t first_place = group.first_place + first_row, last_place = group.first_place + last_row;
+  if (is_shared) out.data = out.row(first_place);
+  step.kernels.linear({&weight.tensor(), nullptr, input, out, nullptr, tile + first_tile,
+                       std::min(tile + last_tile, tile + weight.num_tiles()), is_shared ? 0 : first_place,
+                       is_shared ? 1 : last_place, tile * kTileRows});
+}
+
+// Parts are tiles.
+class ExpertsLinear : public ExpertParts {
+ public:
+  ExpertsLinear(int places, int input, ActivationType type, std::shared_ptr<PackedExperts> weight, int out)
+      : ExpertParts(places, weight->num_tiles()), input_(input), type_(type), weight_(std::move(weight)), out_(out) {}
+  std::string name() const override { return "experts_linear " + std::to_string(weight_->rows()); }
+
+ private:
+  void parts(const Step& step, const Places& places, const ExpertGroup& group, int64_t first,
+             int64_t last) const override {
+    const Activations input = PlaceRows(step, input_, places).activations(type_, weight_->cols());
+    const Matrix out = PlaceRows(step, out_, places).matrix(0, weight_->rows());
+    for (int64_t row = 0; row < group.num_rows; row += kRowsAtOnce) {
+      const int64_t last_row = std::min<int64_t>(group.num_rows, row + kRowsAtOnce);
+      multiply(step, *weight_, group, first, last, input, false, out, row, last_row);
     }
   }
 
-  int places_, input_;
+  int input_;
   ActivationType type_;
-  std::vector<std::shared_ptr<PackedExperts>> weights_;
+  std::shared_ptr<PackedExperts> weight_;
   int out_;
-  std::vector<int64_t> first_cols_;
-  int64_t num_tiles_ = 0;
+};
+
+// silu(gate) * up as down's input. Parts are runs of kGroup columns, which down's input needs whole. Gate and up lie
+// side by side in `hidden`, each padded to whole tiles.
+class ExpertsSiluMul : public ExpertParts {
+ public:
+  ExpertsSiluMul(int places, std::vector<ExpertsInput> inputs, std::vector<std::shared_ptr<PackedExperts>> weights,
+                 int hidden, ActivationType type, bool round_to_bf16, int out)
+      : ExpertParts(places, ceil_div(weights[0]->rows(), kGroup)),
+        inputs_(std::move(inputs)),
+        weights_(std::move(weights)),
+        hidden_(hidden),
+        type_(type),
+        round_to_bf16_(round_to_bf16),
+        out_(out) {}
+  std::string name() const override { return "experts_silu_mul " + std::to_string(weights_[0]->rows()); }
+
+ private:
+  void parts(const Step& step, const Places& places, const ExpertGroup& group, int64_t first,
+             int64_t last) const override {
+    for (int64_t row = 0; row < group.num_rows; row += kRowsAtOnce) {
+      const int64_t last_row = std::min<int64_t>(group.num_rows, row + kRowsAtOnce);
+      for (int64_t w = 0; w < 2; ++w) multiply_by(w, step, places, group, first, last, row, last_row);
+      silu_mul(step, places, first * kGroup, last * kGroup, group.first_place + row, group.first_place + last_row);
+    }
+  }
+
+  void multiply_by(int64_t w, const Step& step, const Places& places, const ExpertGroup& group, int64_t first,
+                   int64_t last, int64_t first_row, int64_t last_row) const {
+    constexpr int64_t kTiles = kGroup / kTileRows;
+    const PackedExperts& weight = *weights_[static_cast<size_t>(w)];
+    const ExpertsInput& input = inputs_[static_cast<size_t>(w)];
+    const bool is_shared = step.num_rows(input.tokens) == 1;
+    const Activations x =
+        is_shared ? Activations{step.buffer(input.tokens), step.row_bytes(input.tokens), weight.cols(), input.type}
+                  : PlaceRows(step, input.gathered, places).activations(input.type, weight.cols());
+    multiply(step, weight, group, first * kTiles, last * kTiles, x, is_shared, hidden(step, places, w), first_row,
+             last_row);
+  }
+
+  void silu_mul(const Step& step, const Places& places, int64_t first_col, int64_t last_col, int64_t first_place,
+                int64_t last_place) const {
+    Matrix gate = hidden(step, places, 0), up = hidden(step, places, 1);
+    Activations out = PlaceRows(step, out_, places).activations(type_, gate.cols);
+    gate.cols = up.cols = std::min(last_col, gate.cols) - first_col;
+    gate.data += first_col, up.data += first_col, out.first_col = first_col;
+    step.kernels.silu_mul(gate, up, gate, first_place, last_place);
+    step.kernels.quantize_rows(round_to_bf16_, gate, out, first_place, last_place);
+  }
+
+  Matrix hidden(const Step& step, const Places& places, int64_t w) const {
+    const int64_t cols = weights_[0]->rows();
+    return PlaceRows(step, hidden_, places).matrix(w * ceil_div(cols, kTileRows) * kTileRows, cols);
+  }
+
+  std::vector<ExpertsInput> inputs_;                     // of gate and of up
+  std::vector<std::shared_ptr<PackedExperts>> weights_;  // gate and up
+  int hidden_;
+  ActivationType type_;
+  bool round_to_bf16_;
+  int out_;
 };
 
 class Combine : public RowWise {
@@ -310,23 +336,21 @@ void Program::gather(int places_buffer, int input_buffer, ActivationType type, i
 }
 
 void Program::experts_linear(int places_buffer, int input_buffer, ActivationType type,
-                             std::vector<std::shared_ptr<PackedExperts>> weights, int out_buffer,
-                             std::vector<int64_t> first_cols) {
-  expect(!weights.empty() && weights.size() == first_cols.size(),
-         "[experts_linear] expected a first column per weight");
-  for (const auto& weight : weights) {
-    expect(weight->cols() == weights[0]->cols() && weight->num_experts() == weights[0]->num_experts(),
-           "[experts_linear] expected weights of one input width and number of experts");
-  }
-  append(std::make_unique<ExpertsLinear>(places_buffer, input_buffer, type, std::move(weights), out_buffer,
-                                         std::move(first_cols)));
+                             std::shared_ptr<PackedExperts> weight, int out_buffer) {
+  append(std::make_unique<ExpertsLinear>(places_buffer, input_buffer, type, std::move(weight), out_buffer));
 }
 
-void Program::experts_silu_mul(int places_buffer, int hidden_buffer, ActivationType type, bool round_to_bf16,
-                               int64_t cols, int out_buffer) {
+void Program::experts_silu_mul(int places_buffer, std::vector<ExpertsInput> inputs,
+                               std::vector<std::shared_ptr<PackedExperts>> weights, int hidden_buffer,
+                               ActivationType type, bool round_to_bf16, int out_buffer) {
+  expect(weights.size() == 2 && inputs.size() == 2, "[experts_silu_mul] expected gate and up");
+  const PackedExperts &gate = *weights[0], &up = *weights[1];
+  expect(gate.rows() == up.rows() && gate.cols() == up.cols() && gate.num_experts() == up.num_experts(),
+         "[experts_silu_mul] expected weights of one shape and number of experts");
   const bool is_integer = type == ActivationType::Int8 || type == ActivationType::Int12;
-  expect(!is_integer || cols % kGroup == 0, "[experts_silu_mul] expected columns in groups of 32");
-  append(std::make_unique<ExpertsSiluMul>(places_buffer, hidden_buffer, type, round_to_bf16, cols, out_buffer));
+  expect(!is_integer || gate.rows() % kGroup == 0, "[experts_silu_mul] expected columns in groups of 32");
+  append(std::make_unique<ExpertsSiluMul>(places_buffer, std::move(inputs), std::move(weights), hidden_buffer, type,
+                                          round_to_bf16, out_buffer));
 }
 
 void Program::combine(Operand weights, int places_buffer, int x_buffer, Operand out) {

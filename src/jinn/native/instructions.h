@@ -10,9 +10,15 @@
 namespace jinn {
 
 constexpr int64_t kRowsPerItem = kActivationRows;  // rows of a row-wise op that one claim covers
-constexpr int64_t kClaimsPerThread = 6;            // enough to even out threads that run at different speeds
+constexpr int64_t kClaimsPerThread = 8;            // enough to even out threads that run at different speeds
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Where item `i` of `count` starts in work of `size` pieces. Items shrink toward the end, so that threads end together:
+// the first takes some 2 / count of it all, the last 1 / count^2.
+inline int64_t item_start(int64_t i, int64_t count, int64_t size) {
+  return size * i * (2 * count - i) / (count * count);
+}
 
 inline void expect(bool condition, const std::string& what) {
   if (!condition) throw std::invalid_argument(what);

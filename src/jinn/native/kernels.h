@@ -133,6 +133,7 @@ enum class Peak { Int8, BF16, F32 };
 struct Kernels {
   const char* name;
 
+  // Columns of x, to as many of `out` from its first_col on.
   void (*quantize_rows)(bool round_to_bf16, Matrix x, Activations out, int64_t first, int64_t last);
   void (*linear)(const LinearPiece& piece);
   void (*rms_norm)(Matrix x, const float* weight, int64_t width, float eps, Matrix out, int64_t first, int64_t last);

@@ -195,7 +195,8 @@ class Linear : public Instruction {
   void run(const Step& step, int64_t item) const override {
     const int64_t block = item / row_blocks(step), rows = step.num_rows(input_);
     const int64_t first_row = item % row_blocks(step) * claim_rows();
-    int64_t first = block * tiles_per_item(step), last = std::min(num_tiles_, first + tiles_per_item(step));
+    int64_t first = item_start(block, tile_blocks(step), num_tiles_);
+    int64_t last = item_start(block + 1, tile_blocks(step), num_tiles_);
     for (size_t w = 0; w < weights_.size() && first < last; ++w) {
       const int64_t tiles = weights_[w]->num_tiles();
       if (first < tiles) {
@@ -212,12 +213,10 @@ class Linear : public Instruction {
     return type_ == ActivationType::BF16 || type_ == ActivationType::F32 ? kFloatRows : kLinearRows;
   }
   int64_t row_blocks(const Step& step) const { return ceil_div(step.num_rows(input_), claim_rows()); }
-  int64_t tiles_per_item(const Step& step) const {
-    const int64_t claims =
-        std::max<int64_t>(1, kClaimsPerThread * step.num_threads() / std::max<int64_t>(1, row_blocks(step)));
-    return std::max<int64_t>(1, ceil_div(num_tiles_, claims));
+  int64_t tile_blocks(const Step& step) const {
+    const int64_t claims = kClaimsPerThread * step.num_threads();
+    return std::clamp<int64_t>(claims / std::max<int64_t>(1, row_blocks(step)), 1, num_tiles_);
   }
-  int64_t tile_blocks(const Step& step) const { return ceil_div(num_tiles_, tiles_per_item(step)); }
 
   void tiles_of(const Step& step, size_t w, int64_t first, int64_t last, int64_t first_row, int64_t last_row) const {
     Matrix residual;

@@ -31,6 +31,12 @@ struct Operand {
   int64_t cols = 0;
 };
 
+// The activations that experts read: a row per token, and a row per place, which gather fills for several tokens.
+struct ExpertsInput {
+  int tokens, gathered;  // buffers
+  ActivationType type;
+};
+
 class Step;
 
 class Instruction {
@@ -85,12 +91,12 @@ class Program {
              Operand ids);
   void group_rows(Operand ids, int64_t num_experts, int places_buffer);
   void gather(int places_buffer, int input_buffer, ActivationType type, int64_t cols, int out_buffer);
-  // Outputs lie side by side in one buffer of places, each from its own first column.
-  void experts_linear(int places_buffer, int input_buffer, ActivationType type,
-                      std::vector<std::shared_ptr<PackedExperts>> weights, int out_buffer,
-                      std::vector<int64_t> first_cols);
-  void experts_silu_mul(int places_buffer, int hidden_buffer, ActivationType type, bool round_to_bf16, int64_t cols,
-                        int out_buffer);
+  // silu(gate) * up, as down's input; `hidden_buffer` has room for gate and up, each in whole tiles.
+  void experts_silu_mul(int places_buffer, std::vector<ExpertsInput> inputs,
+                        std::vector<std::shared_ptr<PackedExperts>> weights, int hidden_buffer, ActivationType type,
+                        bool round_to_bf16, int out_buffer);
+  void experts_linear(int places_buffer, int input_buffer, ActivationType type, std::shared_ptr<PackedExperts> weight,
+                      int out_buffer);
   void combine(Operand weights, int places_buffer, int x_buffer, Operand out);
   void select_rows(Operand x, Operand out);
   // The parts of each head, side by side, and back.

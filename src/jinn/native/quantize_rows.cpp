@@ -28,10 +28,10 @@ int32_t quantize_half(const float* x, float inverse, int8_t* out) {
 
 // scale = max |x| / 127, code = round(x * (127 / max |x|)); 2032 in place of 127 for Int12.
 template <bool IsWide>
-void quantize_integer(const float* x, Activations out, int64_t row) {
+void quantize_integer(const float* x, int64_t cols, Activations out, int64_t row) {
   constexpr float kLevels = IsWide ? 127.0f * kHigh : 127.0f;
   int8_t* codes = reinterpret_cast<int8_t*>(out.codes(row));
-  for (int64_t g = 0; g < out.cols / kGroup; ++g, x += kGroup, codes += IsWide ? 2 * kGroup : kGroup) {
+  for (int64_t g = 0; g < cols / kGroup; ++g, x += kGroup, codes += IsWide ? 2 * kGroup : kGroup) {
     const float largest = largest_magnitude(x);
     const float inverse = largest > 0.0f ? kLevels / largest : 0.0f;
     const int32_t half_sum = quantize_half<IsWide>(x, inverse, codes);
@@ -44,15 +44,15 @@ void quantize_integer(const float* x, Activations out, int64_t row) {
   }
 }
 
-void round_bf16_pairs(const float* x, Activations out, int64_t row) {
+void round_bf16_pairs(const float* x, int64_t cols, Activations out, int64_t row) {
   uint16_t* to = reinterpret_cast<uint16_t*>(out.row(row));
-  for (int64_t i = 0; i < out.cols; ++i) to[i] = float_to_bf16(x[i]);
-  if (out.cols % 2) to[out.cols] = 0;
+  for (int64_t i = 0; i < cols; ++i) to[i] = float_to_bf16(x[i]);
+  if (cols % 2) to[cols] = 0;
 }
 
-void copy_f32(const float* x, Activations out, int64_t row, bool round_to_bf16) {
+void copy_f32(const float* x, int64_t cols, Activations out, int64_t row, bool round_to_bf16) {
   float* to = reinterpret_cast<float*>(out.row(row));
-  for (int64_t i = 0; i < out.cols; ++i) to[i] = round_to_bf16 ? bf16_to_float(float_to_bf16(x[i])) : x[i];
+  for (int64_t i = 0; i < cols; ++i) to[i] = round_to_bf16 ? bf16_to_float(float_to_bf16(x[i])) : x[i];
 }
 
 }  // namespace
@@ -61,16 +61,16 @@ void quantize_rows(bool round_to_bf16, Matrix x, Activations out, int64_t first,
   for (int64_t row = first; row < last; ++row) {
     switch (out.type) {
       case ActivationType::F32:
-        copy_f32(x.row(row), out, row, round_to_bf16);
+        copy_f32(x.row(row), x.cols, out, row, round_to_bf16);
         break;
       case ActivationType::BF16:
-        round_bf16_pairs(x.row(row), out, row);
+        round_bf16_pairs(x.row(row), x.cols, out, row);
         break;
       case ActivationType::Int8:
-        quantize_integer<false>(x.row(row), out, row);
+        quantize_integer<false>(x.row(row), x.cols, out, row);
         break;
       case ActivationType::Int12:
-        quantize_integer<true>(x.row(row), out, row);
+        quantize_integer<true>(x.row(row), x.cols, out, row);
         break;
     }
   }

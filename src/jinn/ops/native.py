@@ -90,6 +90,7 @@ class NativeOps:
         self._activations_of: dict[tuple[SymbolicValue, str, bool], SymbolicValue] = {}
         self._rope_tables: dict[Rope, SymbolicValue] = {}
         self._places_of: dict[SymbolicValue, SymbolicValue] = {}
+        self._gathered_of: dict[tuple[SymbolicValue, SymbolicValue, str, bool], SymbolicValue] = {}
 
     def embed(self, node: Any, ctx: Context) -> SymbolicValue:
         out = _value(node.weight.shape[1])
@@ -261,42 +262,41 @@ class NativeOps:
         weights = [node.gate_proj.weight, node.up_proj.weight]
         num_experts, inner, _ = weights[0].shape
         places = self._places(routing.ids, num_experts)
-        kinds = [self._activation_kind(weight.format) for weight in weights]
+        inputs, types = [], []
+        for weight in weights:
+            kind = self._activation_kind(weight.format)
+            inputs += [self._activation(x, *kind), self._gathered(x, routing.ids, places, kind)]
+            types.append(kind[0])
+        down = node.down_proj.weight
+        down_kind, round_to_bf16 = self._activation_kind(down.format)
         hidden = self._at_places(routing.ids, 2 * 4 * _round_up(inner, 16), 2 * inner)
-        for kind in dict.fromkeys(kinds):
-            chosen = [i for i, other in enumerate(kinds) if other == kind]
-            held = self._activation(x, *kind)
-            gathered = self._at_places(routing.ids, _native.activation_stride(kind[0], x.cols), x.cols)
-            self._record("gather", (places, held), (gathered,), type=kind[0], cols=x.cols)
-            self._record(
-                "experts_linear",
-                (places, gathered),
-                (hidden,),
-                type=kind[0],
-                weights=[weights[i] for i in chosen],
-                first_cols=[i * _round_up(inner, 16) for i in chosen],
-            )
-        return self._experts_down(routing, places, hidden, node.down_proj.weight)
-
-    def _experts_down(
-        self, routing: Routing[SymbolicValue], places: SymbolicValue, hidden: SymbolicValue, weight: Any
-    ) -> SymbolicValue:
-        """The sum over each token's experts of the weighted products of `weight`."""
-        _, cols, inner = weight.shape
-        kind, round_to_bf16 = self._activation_kind(weight.format)
-        held = self._at_places(routing.ids, _native.activation_stride(kind, inner), inner)
+        held = self._at_places(routing.ids, _native.activation_stride(down_kind, inner), inner)
         self._record(
             "experts_silu_mul",
-            (places, hidden),
-            (held,),
-            type=kind,
+            (places, *inputs),
+            (hidden, held),
+            types=types,
+            weights=weights,
+            type=down_kind,
             round_to_bf16=round_to_bf16,
-            cols=inner,
         )
+        cols = down.shape[1]
         y = self._at_places(routing.ids, 4 * cols, cols)
-        self._record("experts_linear", (places, held), (y,), type=kind, weights=[weight], first_cols=[0])
+        self._record("experts_linear", (places, held), (y,), type=down_kind, weight=down)
         out = _value(cols, routing.ids.buffer.is_logits)
         return self._record("combine", (places, y, routing.weights), (out,))[0]
+
+    def _gathered(
+        self, x: SymbolicValue, ids: SymbolicValue, places: SymbolicValue, kind: tuple[str, bool]
+    ) -> SymbolicValue:
+        """x as weights read it, at the places of each token's experts."""
+        key = (ids, x, *kind)
+        if key not in self._gathered_of:
+            gathered = self._at_places(ids, _native.activation_stride(kind[0], x.cols), x.cols)
+            held = self._activation(x, *kind)
+            self._record("gather", (places, held), (gathered,), type=kind[0], cols=x.cols)
+            self._gathered_of[key] = gathered
+        return self._gathered_of[key]
 
     def _places(self, ids: SymbolicValue, num_experts: int) -> SymbolicValue:
         """Where each token's experts are computed; made once for each routing."""
@@ -561,9 +561,15 @@ def _emit(
             )
         case "group_rows":
             program.group_rows(operand(inputs[0]), places=buffer_of(outputs[0]), **attributes)
-        case "gather" | "experts_linear" | "experts_silu_mul":
+        case "gather" | "experts_linear":
             emit = getattr(program, instruction.name)
             emit(buffer_of(inputs[0]), buffer_of(inputs[1]), buffer_of(outputs[0]), **attributes)
+        case "experts_silu_mul":
+            experts_places, *read = map(buffer_of, inputs)
+            hidden, held = map(buffer_of, outputs)
+            others = {name: value for name, value in attributes.items() if name != "types"}
+            typed = list(zip(read[::2], read[1::2], attributes["types"], strict=True))
+            program.experts_silu_mul(experts_places, inputs=typed, hidden=hidden, out=held, **others)
         case "combine":
             places, y, weights = inputs
             program.combine(buffer_of(places), buffer_of(y), operand(weights), operand(outputs[0]))
