@@ -7,7 +7,7 @@ ARM_OBJECTS := $(patsubst src/jinn/native/%.cpp,build/arm/%.o,$(filter-out %/bin
 # Release warnings are errors here, so that a release stays free of them.
 BUILD := -C cmake.define.JINN_WERROR=ON
 
-.PHONY: help serve chat test test-clients lint check check-arm bench bench-peers bench-serving bench-overhead plan-here soak stubs format clean
+.PHONY: help serve chat test test-clients lint check check-arm bench bench-peers bench-serving bench-overhead profile plan-here soak stubs format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -51,6 +51,9 @@ bench-serving: .venv/.serve  ## what clients see over HTTP: jinn and llama-serve
 
 bench-overhead: .venv/.serve  ## what keys, metrics, logs and JSON schemas cost 16 clients
 	$(BIN)/python bench/overhead.py $(ARGS)
+
+profile: .venv/.serve  ## where the time of a step goes, with barriers and Python's part; a model and more in ARGS
+	$(BIN)/python bench/profile_step.py $(ARGS)
 
 plan-here: .venv/.serve  ## predict speeds on this machine, measure them, and check that they agree within 15%
 	$(BIN)/python bench/plan_here.py $(ARGS)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from jinn import _native
 from jinn.engine.loading import load_parameters
+from jinn.models.layers import mixture
 from jinn.models.parameters import tree
 from jinn.models.registry import model_of
 from jinn.models.sources import parameter_sources
@@ -16,6 +18,7 @@ from jinn.ops import native as native_ops
 from jinn.ops.native import (
     Buffer,
     Instruction,
+    NativeOps,
     Recording,
     SymbolicValue,
     batch_arrays,
@@ -25,10 +28,18 @@ from jinn.ops.native import (
     record,
     stages,
 )
-from jinn.ops.protocol import Context, Rope
+from jinn.ops.protocol import Context, Rope, RouteSpec
 from jinn.weights.checkpoint import open_checkpoint
 from native.compare import assert_same_bits
-from native.programs import POOLS, OpProgram, one_sequence, pack, packed_sequences, parameter
+from native.programs import (
+    POOLS,
+    OpProgram,
+    one_sequence,
+    pack,
+    pack_experts,
+    packed_sequences,
+    parameter,
+)
 from tiny import TinyLlama, tiny_llama_gguf
 
 ACTIVATIONS = pytest.mark.parametrize("activations", ["int12", "int8", "bf16", "f32"])
@@ -124,6 +135,45 @@ def test_an_input_is_quantized_once_for_all_its_readers(recorded):
     assert recorded_names.count("quantize") == 4 * TINY.num_hidden_layers + 1
     assert recorded_names.count("linear") == 4 * TINY.num_hidden_layers + 1
     assert recorded_names.count("rope_table") == 1
+
+
+def test_a_token_takes_five_barriers_a_layer(recorded):
+    """q/k/v, attention, o, gate/up and down are computed by all threads, what lies between by one."""
+    program = compile_program(fuse(recorded("int12")), POOLS[2], KERNELS)
+    blocks = _native.KVCache([(2, 16, 16)] * TINY.num_hidden_layers, "bf16", 8, 16)
+    before = program.num_barriers
+    _native.run(program, blocks, None, TINY.vocab_size, batch_arrays(one_sequence([7])))
+    assert program.num_barriers - before <= 5 * TINY.num_hidden_layers + 1
+
+
+def test_a_shared_expert_is_computed_beside_the_others():
+    experts = SimpleNamespace(
+        gate_proj=parameter(pack_experts(np.ones((4, 32, 32)))),
+        up_proj=parameter(pack_experts(np.ones((4, 32, 32)))),
+        down_proj=parameter(pack_experts(np.ones((4, 32, 32)))),
+    )
+    router, linear = parameter(pack(np.ones((4, 32)))), parameter(pack(np.ones((32, 32))))
+    shared = SimpleNamespace(gate_proj=linear, up_proj=linear, down_proj=linear)
+    ops = NativeOps("f32")
+    x = ops.embed(parameter(pack(np.ones((4, 32)))), Context())
+    mlp = SimpleNamespace(gate=router, experts=experts)
+    out = mixture(ops, mlp, x, RouteSpec(2), shared)
+    large = [
+        names
+        for run in stages(fuse(Recording(ops.instructions, out)).instructions)
+        if {"linear", "experts_silu_mul", "experts_linear"} & (names := {ins.name for ins in run})
+    ]
+    assert large == [{"linear"}, {"experts_silu_mul", "linear"}, {"experts_linear"}]
+
+
+def test_attention_waits_for_what_it_reads(recorded):
+    instructions = recorded("int12").instructions
+    stage_of = {ins: stage for stage, run in enumerate(stages(instructions)) for ins in run}
+    stores = [ins for ins in instructions if ins.name == "store_kv"]
+    attentions = [ins for ins in instructions if ins.name == "attention"]
+    assert len(stores) == TINY.num_hidden_layers
+    pairs = zip(stores, attentions, strict=True)
+    assert all(stage_of[store] < stage_of[attention] for store, attention in pairs)
 
 
 def names(recording):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import thread_time
 from typing import Protocol
 
 import numpy as np
@@ -83,6 +84,14 @@ class NativeRunner:
         self.num_blocks: int = cache.num_blocks
         self.block_size: int = cache.block_size
         self.num_state_slots: int = states.num_slots if states else 0
+        self.native_seconds = (
+            0.0  # of the caller's processor time, in C++ so far
+        )
+
+    @property
+    def num_barriers(self) -> int:
+        """At which the threads have met so far."""
+        return self._programs.model.num_barriers
 
     def step(self, batch: Batch, rows: Sequence[SampleRow]) -> Sequence[SampledToken]:
         """See `Runner`; the program and the draws each use all threads."""
@@ -131,11 +140,17 @@ class NativeRunner:
         self, program: _native.Program, batch: Batch, rows: Sequence[SampleRow]
     ) -> Sequence[SampledToken]:
         self._last_run = self._run(program, batch)
-        sampled = self._last_run.sample([sample_request(row) for row in rows])
+        requests = [sample_request(row) for row in rows]
+        started = thread_time()
+        sampled = self._last_run.sample(requests)
+        self.native_seconds += thread_time() - started
         return [_sampled_token(token, row) for token, row in zip(sampled, rows, strict=True)]
 
     def _run(self, program: _native.Program, batch: Batch) -> _native.Logits:
-        return _native.run(program, self._cache, self._states, self.vocab_size, batch_arrays(batch))
+        started = thread_time()
+        logits = _native.run(program, self._cache, self._states, self.vocab_size, batch_arrays(batch))
+        self.native_seconds += thread_time() - started
+        return logits
 
 
 def sample_request(row: SampleRow) -> _native.SampleRequest:

@@ -597,7 +597,10 @@ NB_MODULE(_native, m) {
           "qkv"_a, "a"_a, "b"_a, "out"_a, "layer"_a, "spec"_a, "decay_rates"_a, "dt_bias"_a)
       .def("given_hidden", &Program::given_hidden, "out"_a)
       .def("set_logits", &Program::set_logits, "logits"_a)
-      .def("set_hidden", &Program::set_hidden, "hidden"_a);
+      .def("set_hidden", &Program::set_hidden, "hidden"_a)
+      .def_prop_ro(
+          "num_barriers", [](const Program& p) { return p.pool().num_barriers(); },
+          "That the pool's threads have met at so far.");
 
   m.def(
       "run",

@@ -46,6 +46,9 @@ class ThreadPool {
     }
   }
 
+  // That its threads have met at so far.
+  int64_t num_barriers() const { return phase_.load(std::memory_order_relaxed); }
+
  private:
   void work(int thread);
   void wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) const;

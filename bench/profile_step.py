@@ -1,0 +1,102 @@
+"""Where the time of a step goes: by kind of stage, and in Python around it.
+
+A stage is what threads compute between two barriers, or what one of them computes while the others wait.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from statistics import median
+from time import perf_counter, thread_time
+
+import numpy as np
+
+from jinn import _native
+from jinn.engine.batch import pack, with_states
+from jinn.engine.config import EngineConfig, ModelInfo
+from jinn.engine.engine import Engine
+from jinn.engine.loading import load_runner
+from jinn.engine.messages import SamplingParams, Submit
+from jinn.engine.runner import NativeRunner
+from jinn.ops.protocol import Batch
+from jinn.weights.model_store import resolve_model
+
+SEQUENCES = (1, 32)  # that decode side by side while Python's part is timed
+PROMPT_TOKENS, STEPS = 24, 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?", help="a file, folder or pulled name; the packaged model without")
+    parser.add_argument("--tokens", type=int, default=1, help="of one sequence, that a step computes")
+    parser.add_argument("--depth", type=int, default=64, help="tokens before them")
+    parser.add_argument("--threads", type=int, default=_native.default_num_threads())
+    parser.add_argument("--activations", default="int12", choices=("int12", "int8", "bf16", "f32"))
+    parser.add_argument("--repeat", type=int, default=25, help="profiled steps, each after the one before")
+    arguments = parser.parse_args()
+    max_model_len = arguments.depth + arguments.tokens * arguments.repeat
+    config = EngineConfig(
+        str(resolve_model(arguments.model)),
+        num_threads=arguments.threads,
+        activations=arguments.activations,
+        cache_memory=2**28,
+        max_model_len=max(max_model_len, PROMPT_TOKENS + STEPS + 1),
+    )
+    runner, info = load_runner(config, lambda loaded, total: None)
+    print_stages(runner, arguments.tokens, arguments.depth, arguments.repeat)
+    for num_seqs in SEQUENCES:
+        seconds, python_seconds = step_seconds(runner, info, config, num_seqs)
+        print(f"a step of {num_seqs} sequences: {seconds * 1e3:.2f} ms, Python {python_seconds * 1e3:.3f} ms")
+
+
+def print_stages(runner: NativeRunner, num_tokens: int, depth: int, repeat: int) -> None:
+    """The median step, by kind of stage."""
+    if depth:
+        runner.profile(next_tokens(runner, 0, depth))
+    num_barriers = runner.num_barriers
+    steps = [runner.profile(next_tokens(runner, depth + i * num_tokens, num_tokens)) for i in range(repeat)]
+    num_barriers = (runner.num_barriers - num_barriers) // repeat
+    stages = sorted(steps, key=total)[repeat // 2]
+    print(f"{num_tokens} tokens after {depth}: {total(stages) * 1e3:.3f} ms, {num_barriers} barriers")
+    seconds_by_kind: defaultdict[str, list[float]] = defaultdict(list)
+    for name, seconds in stages:
+        seconds_by_kind[name].append(seconds)
+    for name, each in sorted(seconds_by_kind.items(), key=lambda item: -sum(item[1])):
+        print(f"{sum(each) * 1e3:9.3f} ms {sum(each) / total(stages):6.1%} {len(each):4} x {name}")
+
+
+def total(stages: list[tuple[str, float]]) -> float:
+    return sum(seconds for _, seconds in stages)
+
+
+def next_tokens(runner: NativeRunner, start: int, num_tokens: int) -> Batch:
+    """Random tokens of the one sequence, whose last one's logits are wanted."""
+    token_ids = np.random.default_rng(start).integers(0, runner.vocab_size, num_tokens, np.int32)
+    blocks = np.arange(-(-(start + num_tokens) // runner.block_size), dtype=np.int32)
+    batch = pack([token_ids], [start], [blocks], [num_tokens - 1])
+    return with_states(batch, [0], [0], [0]) if runner.num_state_slots else batch
+
+
+def step_seconds(
+    runner: NativeRunner, info: ModelInfo, config: EngineConfig, num_seqs: int
+) -> tuple[float, float]:
+    """Of the median step in which so many sequences decode: all of it, and processor time in Python."""
+    engine = Engine(runner, info, config)
+    sampling = SamplingParams(temperature=0.7, top_p=0.9, seed=0, max_tokens=STEPS, ignore_eos=True)
+    rng = np.random.default_rng(num_seqs)
+    for index in range(num_seqs):
+        prompt_ids = tuple(rng.integers(0, runner.vocab_size, PROMPT_TOKENS).tolist())
+        engine.submit(Submit(f"{index}", "profile", prompt_ids, sampling))
+    times = []
+    while engine.has_work:
+        started, cpu_started, computed = perf_counter(), thread_time(), runner.native_seconds
+        engine.step()
+        python_seconds = thread_time() - cpu_started - (runner.native_seconds - computed)
+        times.append((perf_counter() - started, python_seconds))
+    whole, in_python = zip(*times[len(times) // 4 :], strict=True)  # prompts are read first
+    return median(whole), median(in_python)
+
+
+if __name__ == "__main__":
+    main()
