@@ -157,7 +157,7 @@ def test_a_shared_expert_is_computed_beside_the_others():
     ops = NativeOps("f32")
     x = ops.embed(parameter(pack(np.ones((4, 32)))), Context())
     mlp = SimpleNamespace(gate=router, experts=experts)
-    out = mixture(ops, mlp, x, RouteSpec(2), shared)
+    out = mixture(ops, mlp, x, Context(), RouteSpec(2), shared)
     large = [
         names
         for run in stages(fuse(Recording(ops.instructions, out)).instructions)
