@@ -84,9 +84,7 @@ class NativeRunner:
         self.num_blocks: int = cache.num_blocks
         self.block_size: int = cache.block_size
         self.num_state_slots: int = states.num_slots if states else 0
-        self.native_seconds = (
-            0.0  # of the caller's processor time, in C++ so far
-        )
+        self.native_seconds = 0.0  # of the caller's processor time, in C++ so far
 
     @property
     def num_barriers(self) -> int:
