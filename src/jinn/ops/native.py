@@ -565,10 +565,10 @@ def _emit(
             emit = getattr(program, instruction.name)
             emit(buffer_of(inputs[0]), buffer_of(inputs[1]), buffer_of(outputs[0]), **attributes)
         case "experts_silu_mul":
-            experts_places, *read = map(buffer_of, inputs)
+            experts_places, *input_buffers = map(buffer_of, inputs)
             hidden, held = map(buffer_of, outputs)
             others = {name: value for name, value in attributes.items() if name != "types"}
-            typed = list(zip(read[::2], read[1::2], attributes["types"], strict=True))
+            typed = list(zip(input_buffers[::2], input_buffers[1::2], attributes["types"], strict=True))
             program.experts_silu_mul(experts_places, inputs=typed, hidden=hidden, out=held, **others)
         case "combine":
             places, y, weights = inputs
