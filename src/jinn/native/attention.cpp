@@ -44,7 +44,7 @@ struct WordBF16 {
   // As float_to_bf16.
   JINN_INLINE u32x16 numbers(f32x16 x, float) {
     const u32x16 bits = bit_cast<u32x16>(x), nearest = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    return (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : nearest;
+    return select((i32x16)((bits & 0x7fffffffu) > 0x7f800000u), (bits >> 16) | 0x40u, nearest);
   }
   // The sum of two bfloat16 numbers.
   JINN_INLINE float query(float x) {
@@ -58,7 +58,7 @@ struct WordInt8 {
   static constexpr bool kScaled = true;
   JINN_INLINE f32x16 part(u32x16 word, int i) { return to_float((i32x16)(word << (24 - 8 * i)) >> 24); }
   JINN_INLINE u32x16 numbers(f32x16 x, float inverse_scale) {
-    return (u32x16) __builtin_convertvector(round_to_integer(x * inverse_scale), i32x16) & 0xffu;
+    return (u32x16)convert<i32x16>(round_to_integer(x * inverse_scale)) & 0xffu;
   }
   JINN_INLINE float query(float x) { return x; }
 };
@@ -107,7 +107,7 @@ void store_position(uint8_t* head, const KVLayer& layer, int at, const float* k,
   for (int i = 0; i < layer.key_dim; i += kLanes) {
     const int count = lanes_left(i, layer.key_dim);
     const u32x16 numbers = Word::numbers(load_part(k + i, count), key_inverse);
-    const typename Word::Narrow packed = __builtin_convertvector(numbers, typename Word::Narrow);
+    const typename Word::Narrow packed = convert<typename Word::Narrow>(numbers);
     uint32_t words[kLanes];
     std::memcpy(words, &packed, sizeof(packed));
     for (int w = 0; w < count / Word::kPer; ++w, keys += 4 * kLanes) std::memcpy(keys, words + w, 4);

@@ -17,7 +17,16 @@ namespace {
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+         __builtin_cpu_supports("avx512vnni");
+}
+
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+bool has_avx_vnni() {
+  unsigned eax, ebx, ecx, edx;
+  return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 4) != 0;
 }
 
 // The system must also grant the tiles' state to this process (Linux 5.16).
@@ -37,6 +46,8 @@ int available_kernels(const Kernels** out, int capacity) {
 #if defined(JINN_X86)
   if (has_avx512() && has_amx() && count < capacity) out[count++] = &amx::kernels;
   if (has_avx512() && count < capacity) out[count++] = &avx512::kernels;
+  if (has_avx_vnni() && count < capacity) out[count++] = &avx_vnni::kernels;
+  if (has_avx2() && count < capacity) out[count++] = &avx2::kernels;
 #endif
   if (count < capacity) out[count++] = &portable::kernels;
   return count;

@@ -163,6 +163,12 @@ namespace portable {
 extern const Kernels kernels;
 }
 #if defined(JINN_X86)
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx_vnni {
+extern const Kernels kernels;
+}
 namespace avx512 {
 extern const Kernels kernels;
 }

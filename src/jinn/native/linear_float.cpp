@@ -87,8 +87,9 @@ void tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) 
     }
   }
   for (int64_t col = 4 * num_quads; col < weight.cols(); ++col) {
-    f32x16 w;
-    for (int lane = 0; lane < kLanes; ++lane) w[lane] = value_at(weight, tile, col, lane);
+    float values[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) values[lane] = value_at(weight, tile, col, lane);
+    const f32x16 w = load(values);
     for (int r = 0; r < R; ++r) {
       const float x = reinterpret_cast<const float*>(piece.input.row(first_row + r))[col];
       y[r][col % kParts] = fma(w, set1(x), y[r][col % kParts]);

@@ -22,14 +22,14 @@ JINN_INLINE uint32_t word_at(const uint8_t* codes, int64_t w) {
   return word;
 }
 
-// Adds the products of `Words` words with each row's codes at `offset`. Word by word, so that the rows' chains of sums
-// run side by side.
-template <int Words, int R>
+// Adds the products of `Words` words, whose bytes have `Bits` bits, with each row's codes at `offset`. Word by word, so
+// that the rows' chains of sums run side by side.
+template <int Bits, int Words, int R>
 JINN_INLINE void add_products(const u32x16* words, const uint8_t* const* x, int64_t offset, i32x16* dots) {
 #pragma GCC unroll 8
   for (int w = 0; w < Words; ++w) {
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) dots[r] = dot_u8s8(dots[r], words[w], word_at(x[r] + offset, w));
+    for (int r = 0; r < R; ++r) dots[r] = dot_u8s8<Bits>(dots[r], words[w], word_at(x[r] + offset, w));
   }
 }
 
@@ -64,11 +64,11 @@ void tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) 
       const u32x16* part_words = words + part * kCols / 4;
       const int64_t offset = g * kGroupBytes + part * kCols;
       i32x16 dots[R] = {};
-      add_products<kCols / 4, R>(part_words, x, offset, dots);
+      add_products<Codes::kByteBits, kCols / 4, R>(part_words, x, offset, dots);
       if constexpr (IsWide) {
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) dots[r] *= kHigh;
-        add_products<kCols / 4, R>(part_words, x, offset + kGroup, dots);
+        add_products<Codes::kByteBits, kCols / 4, R>(part_words, x, offset + kGroup, dots);
       }
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
@@ -83,6 +83,8 @@ void tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) 
 
 #if defined(JINN_AVX512)
 constexpr int kMaxRows = 8;  // whose sums fit into the registers
+#elif defined(JINN_AVX2)
+constexpr int kMaxRows = 4;
 #else
 constexpr int kMaxRows = 2;
 #endif

@@ -17,6 +17,8 @@ template <class Vector>
 JINN_INLINE void keep(Vector& v) {
 #if defined(JINN_AVX512)
   asm volatile("" : "+v"(v));
+#elif defined(JINN_AVX2)
+  asm volatile("" : "+x"(v.parts[0]), "+x"(v.parts[1]));
 #else
   asm volatile("" : : "r"(&v) : "memory");
 #endif
@@ -39,7 +41,8 @@ JINN_INLINE uint32_t run(int64_t rounds, Step step) {
 }
 
 #if defined(JINN_AMX)
-// Four sums of whole tiles, 16 x 16 x 64 multiply-adds each.
+// Four sums of whole tiles, 16 rows by 16 columns by 64 bytes each.
+template <bool IsInteger>
 int64_t amx_peak(int64_t rounds, uint32_t* sink) {
   AmxConfig config;
   for (int tile = 0; tile < 8; ++tile) config.row_bytes[tile] = 64, config.rows[tile] = 16;
@@ -54,15 +57,22 @@ int64_t amx_peak(int64_t rounds, uint32_t* sink) {
   _tile_loadd(6, data, 64);
   _tile_loadd(7, data, 64);
   for (int64_t round = 0; round < rounds; ++round) {
-    _tile_dpbssd(0, 4, 5);
-    _tile_dpbssd(1, 4, 7);
-    _tile_dpbssd(2, 6, 5);
-    _tile_dpbssd(3, 6, 7);
+    if constexpr (IsInteger) {
+      _tile_dpbssd(0, 4, 5);
+      _tile_dpbssd(1, 4, 7);
+      _tile_dpbssd(2, 6, 5);
+      _tile_dpbssd(3, 6, 7);
+    } else {
+      _tile_dpbf16ps(0, 4, 5);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 6, 5);
+      _tile_dpbf16ps(3, 6, 7);
+    }
   }
   _tile_stored(0, data, 64);
   _tile_release();
   *sink ^= data[0];
-  return rounds * 4 * 16 * 16 * 64 * 2;
+  return rounds * 4 * 16 * 16 * (IsInteger ? 64 : 32) * 2;
 }
 #endif
 
@@ -81,19 +91,16 @@ int64_t peak(Peak kind, int64_t rounds, uint32_t* sink) {
   const int64_t per_round = 2 * kAccumulators * kLanes;
   if (kind == Peak::Int8) {
 #if defined(JINN_AMX)
-    return amx_peak(rounds, sink);
+    return amx_peak<true>(rounds, sink);
 #endif
     u32x16 w = set1_bits(0x03030303u);
     keep(w);
     *sink ^= run<i32x16>(rounds, [w](i32x16 sum) { return dot_u8s8(sum, w, 0x05050505u); });
     return rounds * per_round * 4;
   }
-  if (kind == Peak::BF16) {
-    u32x16 w = set1_bits(0x3f803f80u);
-    keep(w);
-    *sink ^= run<f32x16>(rounds, [w](f32x16 sum) { return dot_bf16(sum, w, 0x3f003f00u); });
-    return rounds * per_round * 2;
-  }
+#if defined(JINN_AMX)
+  if (kind == Peak::BF16) return amx_peak<false>(rounds, sink);
+#endif
   f32x16 factor = set1(0.5f), addend = set1(1.0f);
   keep(factor);
   *sink ^= run<f32x16>(rounds, [factor, addend](f32x16 sum) { return fma(sum, factor, addend); });

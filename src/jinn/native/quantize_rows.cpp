@@ -15,9 +15,9 @@ float largest_magnitude(const float* x) {
 template <bool IsWide>
 int32_t quantize_half(const float* x, float inverse, int8_t* out) {
   const f32x16 rounded = round_to_integer(load(x) * inverse);
-  const i32x16 codes = __builtin_convertvector(rounded, i32x16);
+  const i32x16 codes = convert<i32x16>(rounded);
   if constexpr (IsWide) {
-    const i32x16 high = __builtin_convertvector(round_to_integer(rounded * (1.0f / kHigh)), i32x16);
+    const i32x16 high = convert<i32x16>(round_to_integer(rounded * (1.0f / kHigh)));
     store_bytes(out, high);
     store_bytes(out + kGroup, codes - high * kHigh);
   } else {

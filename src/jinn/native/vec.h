@@ -1,15 +1,16 @@
 // Sixteen lanes, the one vector width that kernels are written in.
 //
-// The types are compiler vector extensions, so plain operators work and every target compiles them: one zmm register
-// on AVX-512, two ymm on AVX2, four 128-bit registers on NEON. Only what operators cannot say has an intrinsic here.
+// Plain operators work and every target compiles them: one zmm register on AVX-512, two ymm on AVX2, four 128-bit
+// registers on NEON. Only what operators cannot say has an intrinsic here.
 // Everything is in the namespace of the instruction set that this file is compiled for, so that the linker can never
 // put code of one set into another's path.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
-#if defined(JINN_AVX512)
+#if defined(JINN_AVX512) || defined(JINN_AVX2)
 #include <immintrin.h>
 #endif
 
@@ -19,20 +20,87 @@ namespace jinn::JINN_ISA {
 
 constexpr int kLanes = 16;
 
+#if defined(JINN_AVX512)
 typedef float f32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
+#else
+// A vector of several registers. The compiler's own vectors of this size would live in memory.
+template <class Number>
+struct Lanes {
+#if defined(JINN_AVX2)
+  static constexpr int kPartLanes = 8;
+#else
+  static constexpr int kPartLanes = 4;
+#endif
+  static constexpr int kParts = kLanes / kPartLanes;
+  typedef Number Part __attribute__((vector_size(4 * kPartLanes)));
+  Part parts[kParts];
+
+  Number operator[](int lane) const { return parts[lane / kPartLanes][lane % kPartLanes]; }
+
+  // The same bits as other numbers.
+  template <class Other>
+  explicit operator Lanes<Other>() const {
+    return each([this](int p) { return (typename Lanes<Other>::Part)parts[p]; });
+  }
+
+  friend Lanes operator-(const Lanes& a) {
+    return each([&](int p) { return -a.parts[p]; });
+  }
+  friend Lanes operator~(const Lanes& a) {
+    return each([&](int p) { return ~a.parts[p]; });
+  }
+
+  // clang-format off
+#define JINN_OPERATOR(op)                                                                                         \
+  friend auto operator op(const Lanes& a, const Lanes& b) { return each([&](int p) { return a.parts[p] op b.parts[p]; }); } \
+  friend auto operator op(const Lanes& a, Number b) { return each([&](int p) { return a.parts[p] op b; }); }      \
+  friend auto operator op(Number a, const Lanes& b) { return each([&](int p) { return a op b.parts[p]; }); }
+#define JINN_ASSIGNING_OPERATOR(op) \
+  JINN_OPERATOR(op)                 \
+  template <class Other> Lanes& operator op##=(const Other& b) { return *this = *this op b; }
+  JINN_ASSIGNING_OPERATOR(+)
+  JINN_ASSIGNING_OPERATOR(-)
+  JINN_ASSIGNING_OPERATOR(*)
+  JINN_ASSIGNING_OPERATOR(/)
+  JINN_ASSIGNING_OPERATOR(&)
+  JINN_ASSIGNING_OPERATOR(|)
+  JINN_ASSIGNING_OPERATOR(^)
+  JINN_ASSIGNING_OPERATOR(<<)
+  JINN_ASSIGNING_OPERATOR(>>)
+  JINN_OPERATOR(<)
+  JINN_OPERATOR(>)
+  JINN_OPERATOR(==)
+#undef JINN_ASSIGNING_OPERATOR
+#undef JINN_OPERATOR
+  // clang-format on
+
+  // A vector of what `part` gives for each part.
+  template <class Function>
+  static inline __attribute__((always_inline)) auto each(Function part) {
+    using Result = decltype(part(0));
+    Lanes<std::remove_cvref_t<decltype(Result{}[0])> > result;
+    for (int p = 0; p < kParts; ++p) result.parts[p] = part(p);
+    return result;
+  }
+};
+using f32x16 = Lanes<float>;
+using i32x16 = Lanes<int32_t>;
+using u32x16 = Lanes<uint32_t>;
+#endif
 
 template <class To, class From>
 JINN_INLINE To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof(to));
-  return to;
+  if constexpr (sizeof(To) == 4 * kLanes) {
+    return (To)from;
+  } else {
+    To to;
+    std::memcpy(&to, &from, sizeof(to));
+    return to;
+  }
 }
-
-JINN_INLINE f32x16 set1(float x) { return f32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
-JINN_INLINE u32x16 set1_bits(uint32_t x) { return u32x16{} + x; }
 
 template <class Vector>
 JINN_INLINE Vector load_as(const void* from) {
@@ -40,6 +108,16 @@ JINN_INLINE Vector load_as(const void* from) {
   std::memcpy(&v, from, sizeof(v));
   return v;
 }
+
+JINN_INLINE f32x16 set1(float x) {
+#if defined(JINN_AVX512)
+  return f32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+#else
+  return f32x16::each([x](int) { return typename f32x16::Part{} + x; });
+#endif
+}
+JINN_INLINE u32x16 set1_bits(uint32_t x) { return u32x16{} + x; }
+
 JINN_INLINE f32x16 load(const float* from) { return load_as<f32x16>(from); }
 JINN_INLINE void store(float* to, f32x16 v) { std::memcpy(to, &v, sizeof(v)); }
 
@@ -61,24 +139,58 @@ JINN_INLINE void store_part(float* to, f32x16 v, int count) {
 #endif
 }
 
-JINN_INLINE f32x16 to_float(i32x16 v) { return __builtin_convertvector(v, f32x16); }
+// Numbers of another kind, narrow or wide.
+#if defined(JINN_AVX512)
+template <class To, class From>
+JINN_INLINE To convert(From v) {
+  return __builtin_convertvector(v, To);
+}
+#else
+template <class To, class From>
+JINN_INLINE To convert(From v) {
+  using Number = std::remove_cvref_t<decltype(To{}[0])>;
+  constexpr int kPartLanes = f32x16::kPartLanes;
+  typedef Number ToPart __attribute__((vector_size(sizeof(Number) * kPartLanes)));
+  typedef std::remove_cvref_t<decltype(From{}[0])> FromPart
+      __attribute__((vector_size(sizeof(From) / kLanes * kPartLanes)));
+  To to;
+  for (int p = 0; p < f32x16::kParts; ++p) {
+    FromPart part;
+    std::memcpy(&part, reinterpret_cast<const char*>(&v) + sizeof(part) * p, sizeof(part));
+    const ToPart converted = __builtin_convertvector(part, ToPart);
+    std::memcpy(reinterpret_cast<char*>(&to) + sizeof(converted) * p, &converted, sizeof(converted));
+  }
+  return to;
+}
+#endif
+JINN_INLINE f32x16 to_float(i32x16 v) { return convert<f32x16>(v); }
 
 JINN_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
 #if defined(JINN_AVX512)
   return (f32x16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(JINN_AVX2)
+  return f32x16::each(
+      [&](int p) { return (f32x16::Part)_mm256_fmadd_ps((__m256)a.parts[p], (__m256)b.parts[p], (__m256)c.parts[p]); });
 #else
   return a * b + c;
 #endif
 }
 
-JINN_INLINE f32x16 select(i32x16 mask, f32x16 yes, f32x16 no) { return mask ? yes : no; }
+template <class Vector>
+JINN_INLINE Vector select(i32x16 mask, Vector yes, Vector no) {
+#if defined(JINN_AVX512)
+  return mask ? yes : no;
+#else
+  return Vector::each([&](int p) { return mask.parts[p] ? yes.parts[p] : no.parts[p]; });
+#endif
+}
 JINN_INLINE f32x16 max(f32x16 a, f32x16 b) { return select(a > b, a, b); }
 JINN_INLINE f32x16 min(f32x16 a, f32x16 b) { return select(a < b, a, b); }
 
 // Lanes below `count` as all ones.
 JINN_INLINE i32x16 lanes_below(int count) {
-  const i32x16 index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return index < (i32x16{} + count);
+  static constexpr int32_t kIndex[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return load_as<i32x16>(kIndex) < (i32x16{} + count);
 }
 
 // The tree is fixed: lane i with lane i + 8, then + 4, + 2, + 1.
@@ -119,15 +231,43 @@ JINN_INLINE int32_t reduce_add(i32x16 v) {
 JINN_INLINE void store_bytes(int8_t* to, i32x16 v) {
 #if defined(JINN_AVX512)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)v));
+#elif defined(JINN_AVX2)
+  typedef int8_t i8x16 __attribute__((vector_size(16)));
+  const i8x16 bytes = convert<i8x16>(v);
+  std::memcpy(to, &bytes, sizeof(bytes));
 #else
   for (int i = 0; i < kLanes; ++i) to[i] = static_cast<int8_t>(v[i]);
 #endif
 }
 
-// Sums of four products per lane: unsigned bytes of `w` with the four signed bytes of `a`.
+#if defined(JINN_AVX2) && !defined(JINN_AVX_VNNI)
+// Bytes of up to 7 bits: two products fit into the 16 bits that they are first added up in.
+template <int Bits>
+JINN_INLINE __m256i dot_part(__m256i sum, __m256i w, __m256i a) {
+  if constexpr (Bits < 8) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)));
+  }
+  const __m256i even =
+      _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(0xff)), _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8));
+  const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), _mm256_srai_epi16(a, 8));
+  return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
+}
+#elif defined(JINN_AVX2)
+template <int Bits>
+JINN_INLINE __m256i dot_part(__m256i sum, __m256i w, __m256i a) {
+  return _mm256_dpbusd_avx_epi32(sum, w, a);
+}
+#endif
+
+// Sums of four products per lane: unsigned bytes of `w`, of so many bits, with the four signed bytes of `a`.
+template <int Bits = 8>
 JINN_INLINE i32x16 dot_u8s8(i32x16 sum, u32x16 w, uint32_t a) {
 #if defined(JINN_AVX512)
   return (i32x16)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(static_cast<int>(a)));
+#elif defined(JINN_AVX2)
+  const __m256i bytes = _mm256_set1_epi32(static_cast<int>(a));
+  return i32x16::each(
+      [&](int p) { return (i32x16::Part)dot_part<Bits>((__m256i)sum.parts[p], (__m256i)w.parts[p], bytes); });
 #else
   for (int byte = 0; byte < 4; ++byte) {
     const int32_t factor = static_cast<int8_t>(a >> (8 * byte));
@@ -151,16 +291,20 @@ JINN_INLINE float half_to_float(uint16_t half) {
 JINN_INLINE f32x16 load_f16(const uint16_t* from) {
 #if defined(JINN_AVX512)
   return (f32x16)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(JINN_AVX2)
+  return f32x16::each([from](int p) {
+    return (f32x16::Part)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + p));
+  });
 #else
-  f32x16 v;
+  float v[kLanes];
   for (int i = 0; i < kLanes; ++i) v[i] = half_to_float(from[i]);
-  return v;
+  return load(v);
 #endif
 }
 
 JINN_INLINE u32x16 load_u16(const uint8_t* from) {
   typedef uint16_t u16x16 __attribute__((vector_size(32)));
-  return __builtin_convertvector(load_as<u16x16>(from), u32x16);
+  return convert<u32x16>(load_as<u16x16>(from));
 }
 
 // Each byte of `words`, which is below 16, is replaced by that byte of the table.
@@ -168,6 +312,9 @@ JINN_INLINE u32x16 look_up(const uint8_t (&table)[16], u32x16 words) {
 #if defined(JINN_AVX512)
   const __m512i tables = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return (u32x16)_mm512_shuffle_epi8(tables, (__m512i)words);
+#elif defined(JINN_AVX2)
+  const __m256i tables = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  return u32x16::each([&](int p) { return (u32x16::Part)_mm256_shuffle_epi8(tables, (__m256i)words.parts[p]); });
 #else
   uint8_t bytes[sizeof(words)];
   std::memcpy(bytes, &words, sizeof(words));
@@ -180,10 +327,14 @@ JINN_INLINE u32x16 look_up(const uint8_t (&table)[16], u32x16 words) {
 JINN_INLINE f32x16 f16_low(u32x16 words) {
 #if defined(JINN_AVX512)
   return (f32x16)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)words));
+#elif defined(JINN_AVX2)
+  typedef uint16_t u16x16 __attribute__((vector_size(32)));
+  const u16x16 halves = convert<u16x16>(words & 0xffffu);
+  return load_f16(reinterpret_cast<const uint16_t*>(&halves));
 #else
-  f32x16 v;
+  float v[kLanes];
   for (int i = 0; i < kLanes; ++i) v[i] = half_to_float(static_cast<uint16_t>(words[i]));
-  return v;
+  return load(v);
 #endif
 }
 JINN_INLINE f32x16 f16_high(u32x16 words) { return f16_low(words >> 16); }
@@ -197,16 +348,6 @@ JINN_INLINE uint16_t float_to_bf16(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-// Two products per lane: the high halves first, then the low ones.
-JINN_INLINE f32x16 dot_bf16(f32x16 sum, u32x16 w, uint32_t a) {
-#if defined(JINN_AVX512)
-  return (f32x16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(__m512i)w, (__m512bh)_mm512_set1_epi32(static_cast<int>(a)));
-#else
-  sum = fma(bf16_high(w), set1(bf16_to_float(static_cast<uint16_t>(a >> 16))), sum);
-  return fma(bf16_low(w), set1(bf16_to_float(static_cast<uint16_t>(a))), sum);
-#endif
 }
 
 // Nearest integer, ties to even, for |x| < 2^22.
@@ -228,7 +369,7 @@ JINN_INLINE f32x16 exp(f32x16 x) {
   p = fma(p, r, set1(1.6666665459e-1f));
   p = fma(p, r, set1(5.0000001201e-1f));
   p = fma(p, r * r, r) + 1.0f;
-  const i32x16 exponent = __builtin_convertvector(n, i32x16);
+  const i32x16 exponent = convert<i32x16>(n);
   const f32x16 scaled = p * bit_cast<f32x16>((exponent + 127) << 23);
   return select(x < set1(-87.0f), f32x16{}, scaled);
 }
