@@ -14,7 +14,7 @@ from jinn import _native
 from jinn.ops.protocol import Context, KVSpec
 from jinn.ops.reference import PagedCache, ReferenceOps, tensor_batch
 
-from .compare import assert_close, assert_same_bits
+from .compare import TOLERANCE, assert_close, assert_same_bits
 from .programs import ISAS, OpProgram, one_sequence, packed_sequences
 
 BY_ISA = pytest.mark.parametrize("isa", ISAS)
@@ -197,7 +197,7 @@ def test_each_layer_has_its_own_keys(isa, dtype):
 
 @BY_DTYPE
 @pytest.mark.parametrize("shape", [SHAPES[3], SHAPES[4], SHAPES[7]], ids=["64", "80", "8"])
-def test_amx_and_avx512_give_the_same_bits(dtype, shape):
+def test_amx_and_avx512_differ_with_a_bf16_cache_only(dtype, shape):
     """Scores from near ties to far apart, so that some weights are nearly zero."""
     if not {"amx", "avx512"} <= set(ISAS):
         pytest.skip("this machine has no AMX")
@@ -209,4 +209,7 @@ def test_amx_and_avx512_give_the_same_bits(dtype, shape):
         program(shape, (q, k, v), isa=isa).run(batch, native_cache(shape, dtype, 20))[0]
         for isa in ("amx", "avx512")
     )
-    assert_same_bits(amx, avx512)
+    if dtype == "bf16":  # the tiles multiply several bfloat16 terms, vectors one float32 number
+        assert_close(amx, avx512, 2 * TOLERANCE)  # each is as near to the reference as allowed
+    else:
+        assert_same_bits(amx, avx512)

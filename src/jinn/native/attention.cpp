@@ -5,7 +5,7 @@
 // Partitions are then merged in order into (M, L, acc). Nothing depends on what other rows are computed beside it,
 // so one query and many give the same bits.
 //
-// Products are float32, key by key, or those of bf16_products.h where the cache is bf16 (attention_bf16.h).
+// Products are float32, key by key, or in blocks of rows where the cache is bf16 (attention_bf16.h).
 #include <cmath>
 
 #include "attention_rows.h"

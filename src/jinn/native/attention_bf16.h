@@ -1,9 +1,9 @@
-// Attention over a bf16 cache, in the products of bf16_products.h.
+// Attention over a bf16 cache, a block of rows by a partition at once.
 //
-// Queries are held as two bfloat16 terms each; p, which is float32, is exactly the sum of three. Keys of 16 positions
-// are what AMX reads as tiles, 32 columns each, and so are values of 32 positions, 16 columns each. A block of rows
-// meets a partition at once; what of a partition does not lie as tiles do is copied, padded with zeros, once for all
-// blocks.
+// A query is the sum of two bfloat16 numbers. AMX multiplies these terms, and the three that p is exactly the sum of,
+// in the products of bf16_products.h; elsewhere both are one float32 number, in the same order of columns. Keys of 16
+// positions are what AMX reads as tiles, 32 columns each, and so are values of 32 positions, 16 columns each. What of a
+// partition does not lie as tiles do is copied, padded with zeros, once for all blocks.
 #pragma once
 
 #include "attention_rows.h"
@@ -13,7 +13,6 @@
 
 namespace jinn::JINN_ISA {
 
-constexpr int kQueryTerms = 2, kWeightTerms = 3, kMaxTerms = 3;
 constexpr int kPieceRows = 128;  // that share a reading of a partition
 constexpr int kNumGroups = kPartition / kLanes, kNumSteps = kPartition / kStepCols;
 
@@ -104,30 +103,30 @@ class PartitionReader {
   Scratch<uint8_t> key_copies_, value_copies_;
 };
 
-// The terms of a block of rows: [columns / kBlockCols][rows][kMaxTerms][kBlockCols].
+// The terms of a block of rows: [columns / kBlockCols][rows][kWeightTerms][kBlockCols]; queries may have fewer.
 constexpr int kBlockCols = kPartition;
 constexpr int kMaxVecs = 4;  // of a multiplication
 
 #if defined(JINN_AMX)
 class BlockProducts {
  public:
-  static constexpr int kRows = kAmxRows;
+  static constexpr int kRows = kAmxRows, kQueryTerms = 2, kWeightTerms = 3;
   using Number = uint16_t;
-  static constexpr int64_t kColBlock = kRows * kMaxTerms * kBlockCols;
+  static constexpr int64_t kColBlock = kRows * kWeightTerms * kBlockCols;
 
-  // Sixteen columns of bfloat16, in the high halves.
-  JINN_INLINE void put(Number* to, f32x16 term) {
-    const __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)term, 16));
-    std::memcpy(to, &halves, sizeof(halves));
+  // Sixteen numbers of a query.
+  JINN_INLINE void put_query(Number* to, f32x16 high, f32x16 low) {
+    put(to, high);
+    put(to + kBlockCols, low);
   }
-  // Sixteen, and the sixteen after them.
-  JINN_INLINE void put(Number* to, f32x16 term, f32x16 next) {
-    alignas(64) static constexpr uint16_t kHighHalves[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
-                                                             23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
-                                                             45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
-    const __m512i order = _mm512_load_si512(kHighHalves);
-    const __m512i halves = _mm512_permutex2var_epi16((__m512i)term, order, (__m512i)next);
-    std::memcpy(to, &halves, sizeof(halves));
+  // Thirty-two weights: their upper, middle and lower eight bits, which are all they have.
+  JINN_INLINE void put_weights(Number* to, f32x16 p, f32x16 next) {
+    for (int t = 0; t < kWeightTerms; ++t, to += kBlockCols) {
+      const f32x16 upper = upper_half(p), next_upper = upper_half(next);
+      put(to, upper, next_upper);
+      p = p - upper;
+      next = next - next_upper;
+    }
   }
 
   // out [rows][out_stride]: the sums over all steps of the rows' terms by `num_vecs` vectors. words(step, vec) is the
@@ -135,7 +134,7 @@ class BlockProducts {
   template <int Terms, class Words>
   JINN_INLINE void multiply(const Number* block, int, int num_steps, Words words, int64_t stride, int num_vecs,
                             float* out, int64_t out_stride) {
-    constexpr int kRowBytes = kMaxTerms * kBlockCols * 2;
+    constexpr int kRowBytes = kWeightTerms * kBlockCols * 2;
     finish_stores(block);
     _tile_zero(0);
     _tile_zero(1);
@@ -178,18 +177,33 @@ class BlockProducts {
   }
 
  private:
+  // Sixteen columns of bfloat16, in the high halves.
+  JINN_INLINE void put(Number* to, f32x16 term) {
+    const __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)term, 16));
+    std::memcpy(to, &halves, sizeof(halves));
+  }
+  // Sixteen, and the sixteen after them.
+  JINN_INLINE void put(Number* to, f32x16 term, f32x16 next) {
+    alignas(64) static constexpr uint16_t kHighHalves[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                             23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                             45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    const __m512i order = _mm512_load_si512(kHighHalves);
+    const __m512i halves = _mm512_permutex2var_epi16((__m512i)term, order, (__m512i)next);
+    std::memcpy(to, &halves, sizeof(halves));
+  }
+
   WholeTiles tiles_;
 };
 #else
 class BlockProducts {
  public:
-  static constexpr int kRows = 4;  // three terms of each, even and odd: 24 sums
+  static constexpr int kRows = 12, kQueryTerms = 1, kWeightTerms = 1;  // even and odd: 24 sums
   using Number = float;
-  static constexpr int64_t kColBlock = kRows * kMaxTerms * kBlockCols;
+  static constexpr int64_t kColBlock = kRows * kBlockCols;
 
-  JINN_INLINE void put(Number* to, f32x16 term) { store(to, term); }
-  JINN_INLINE void put(Number* to, f32x16 term, f32x16 next) {
-    store(to, term);
+  JINN_INLINE void put_query(Number* to, f32x16 high, f32x16 low) { store(to, high + low); }
+  JINN_INLINE void put_weights(Number* to, f32x16 p, f32x16 next) {
+    store(to, p);
     store(to + kLanes, next);
   }
 
@@ -197,20 +211,22 @@ class BlockProducts {
   template <int Terms, class Words>
   static void multiply(const Number* block, int rows, int num_steps, Words words, int64_t stride, int num_vecs,
                        float* out, int64_t out_stride) {
-    switch (rows) {
-      case 1:
-        return multiply_rows<1, Terms>(block, num_steps, words, stride, num_vecs, out, out_stride);
-      case 2:
-        return multiply_rows<2, Terms>(block, num_steps, words, stride, num_vecs, out, out_stride);
-      case 3:
-        return multiply_rows<3, Terms>(block, num_steps, words, stride, num_vecs, out, out_stride);
-      default:
-        return multiply_rows<4, Terms>(block, num_steps, words, stride, num_vecs, out, out_stride);
-    }
+    multiply_up_to<kRows>(block, rows, num_steps, words, stride, num_vecs, out, out_stride);
   }
 
  private:
-  template <int Rows, int Terms, class Words>
+  template <int Rows, class Words>
+  static void multiply_up_to(const Number* block, int rows, int num_steps, Words words, int64_t stride, int num_vecs,
+                             float* out, int64_t out_stride) {
+    if constexpr (Rows > 1) {
+      if (rows < Rows) {
+        return multiply_up_to<Rows - 1>(block, rows, num_steps, words, stride, num_vecs, out, out_stride);
+      }
+    }
+    multiply_rows<Rows>(block, num_steps, words, stride, num_vecs, out, out_stride);
+  }
+
+  template <int Rows, class Words>
   static void multiply_rows(const Number* block, int num_steps, Words words, int64_t stride, int num_vecs, float* out,
                             int64_t out_stride) {
     for (int vec = 0; vec < num_vecs; ++vec) {
@@ -218,37 +234,21 @@ class BlockProducts {
       for (int step = 0; step < num_steps; ++step) {
         const int64_t col = static_cast<int64_t>(step) * kStepCols;
         const Number* terms = block + col / kBlockCols * kColBlock + col % kBlockCols;
-        add_step<Rows, Terms, BlockLayout>(terms, words(step, vec), stride, kStepWords, y);
+        add_step<Rows, 1, BlockLayout>(terms, words(step, vec), stride, kStepWords, y);
       }
       for (int r = 0; r < Rows; ++r) store(out + r * out_stride + vec * kLanes, y[r]);
     }
   }
 
   struct BlockLayout {
-    static constexpr int kColStride = 1, kTermStride = kBlockCols, kRowStride = kMaxTerms * kBlockCols;
+    static constexpr int kColStride = 1, kTermStride = 0, kRowStride = kBlockCols;
   };
 };
 #endif
 
 JINN_INLINE BlockProducts::Number* terms_at(BlockProducts::Number* block, int row, int64_t col) {
-  return block + col / kBlockCols * BlockProducts::kColBlock + row * kMaxTerms * kBlockCols + col % kBlockCols;
-}
-
-// Sixteen numbers of a query: the nearest bfloat16 and that of the rest.
-JINN_INLINE void store_query(BlockProducts::Number* to, f32x16 x) {
-  const f32x16 high = nearest_bf16(x);
-  BlockProducts::put(to, high);
-  BlockProducts::put(to + kBlockCols, nearest_bf16(x - high));
-}
-
-// Thirty-two weights: their upper, middle and lower eight bits, which are all they have.
-JINN_INLINE void store_weights(BlockProducts::Number* to, f32x16 p, f32x16 next) {
-  for (int t = 0; t < kWeightTerms; ++t, to += kBlockCols) {
-    const f32x16 upper = upper_half(p), next_upper = upper_half(next);
-    BlockProducts::put(to, upper, next_upper);
-    p = p - upper;
-    next = next - next_upper;
-  }
+  constexpr int kRowStride = BlockProducts::kWeightTerms * kBlockCols;
+  return block + col / kBlockCols * BlockProducts::kColBlock + row * kRowStride + col % kBlockCols;
 }
 
 class Bf16Attention {
@@ -282,7 +282,8 @@ class Bf16Attention {
       Number* block = queries_ + r / kRows * query_block_size();
       for (int col = 0; col < reader_.num_key_steps() * kStepCols; col += kLanes) {
         const int left = layer_.key_dim - col, width = left < 0 ? 0 : left < kLanes ? left : kLanes;
-        store_query(terms_at(block, r % kRows, col), load_part(rows[r].query + col, width));
+        const f32x16 x = load_part(rows[r].query + col, width), high = nearest_bf16(x);
+        BlockProducts::put_query(terms_at(block, r % kRows, col), high, nearest_bf16(x - high));
       }
     }
   }
@@ -299,7 +300,7 @@ class Bf16Attention {
     const Number* queries = queries_ + index * query_block_size();
     for (int g = 0; g < num_groups; g += kMaxVecs) {
       prefetch(start + g * kLanes);
-      products_.multiply<kQueryTerms>(
+      products_.multiply<BlockProducts::kQueryTerms>(
           queries, count, reader_.num_key_steps(),
           [&](int step, int vec) { return words_.keys[g + vec] + 64 * kStepWords * step; }, 64,
           num_groups - g < kMaxVecs ? num_groups - g : kMaxVecs, scores_ + g * kLanes, kPartition);
@@ -335,7 +336,7 @@ class Bf16Attention {
     };
     for (int at = 0; at < num_steps * kStepCols; at += kStepCols) {
       const f32x16 p = weights(at), next = weights(at + kLanes);
-      store_weights(terms_at(p_, r, at), p, next);
+      BlockProducts::put_weights(terms_at(p_, r, at), p, next);
       sum = sum + p;
       sum = sum + next;
     }
@@ -347,7 +348,7 @@ class Bf16Attention {
     alignas(64) float sums[kRows * kMaxVecs * kLanes];
     for (int first = 0; first < reader_.num_value_vecs(); first += kMaxVecs) {
       const int vecs = reader_.num_value_vecs() - first < kMaxVecs ? reader_.num_value_vecs() - first : kMaxVecs;
-      products_.multiply<kWeightTerms>(
+      products_.multiply<BlockProducts::kWeightTerms>(
           p_, count, num_steps, [&](int step, int vec) { return words_.values[step] + 64 * (first + vec); },
           words_.value_stride, vecs, sums, kMaxVecs * kLanes);
       for (int r = 0; r < count; ++r) {
