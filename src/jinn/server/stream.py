@@ -124,7 +124,8 @@ class GenerationResponse(Response):
             events = "".join(map(chunk, deltas))
             if self._write_progress is not None:
                 events = "".join(map(self._write_progress, generation.take_progress())) + events
-            await self._send_part(events.encode() or PING, send)
+            if events or not deltas:  # some deltas say nothing in this API
+                await self._send_part(events.encode() or PING, send)
         last = self._wire.last_chunk(generation.usage).encode()
         await self._send_part(last, send, more_body=False)
 
