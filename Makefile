@@ -5,7 +5,7 @@ ARM_CXX ?= aarch64-linux-gnu-g++
 ARM_QUIET := -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized  # as in CMakeLists.txt
 ARM_OBJECTS := $(patsubst src/jinn/native/%.cpp,build/arm/%.o,$(filter-out %/bindings.cpp,$(filter %.cpp,$(NATIVE))))
 # Release warnings are errors here, so that a release stays free of them.
-BUILD := -C cmake.define.JINN_WERROR=ON
+BUILD := --config-settings=cmake.define.JINN_WERROR=ON
 
 .PHONY: help serve chat test test-clients lint check check-arm bench bench-peers bench-serving bench-overhead profile plan-here soak stubs format clean
 
