@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import thread_time
 from typing import Protocol
 
 import numpy as np
@@ -84,7 +83,6 @@ class NativeRunner:
         self.num_blocks: int = cache.num_blocks
         self.block_size: int = cache.block_size
         self.num_state_slots: int = states.num_slots if states else 0
-        self.native_seconds = 0.0  # of the caller's processor time, in C++ so far
 
     @property
     def num_barriers(self) -> int:
@@ -138,17 +136,11 @@ class NativeRunner:
         self, program: _native.Program, batch: Batch, rows: Sequence[SampleRow]
     ) -> Sequence[SampledToken]:
         self._last_run = self._run(program, batch)
-        requests = [sample_request(row) for row in rows]
-        started = thread_time()
-        sampled = self._last_run.sample(requests)
-        self.native_seconds += thread_time() - started
+        sampled = self._last_run.sample([sample_request(row) for row in rows])
         return [_sampled_token(token, row) for token, row in zip(sampled, rows, strict=True)]
 
     def _run(self, program: _native.Program, batch: Batch) -> _native.Logits:
-        started = thread_time()
-        logits = _native.run(program, self._cache, self._states, self.vocab_size, batch_arrays(batch))
-        self.native_seconds += thread_time() - started
-        return logits
+        return _native.run(program, self._cache, self._states, self.vocab_size, batch_arrays(batch))
 
 
 def sample_request(row: SampleRow) -> _native.SampleRequest:
