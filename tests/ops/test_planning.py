@@ -84,14 +84,14 @@ def check_plan(recording, slots):
 def test_buffers_share_memory_only_when_never_alive_together(recorded, activations):
     recording = recorded(activations)
     for program in (recording, fuse(recording)):
-        slots = plan_slots(program)
+        slots = plan_slots(program, stages(program.instructions))
         check_plan(program, slots)
         assert len(set(slots.values())) <= len(slots) / 3, "layers do not reuse memory"
 
 
 def test_the_check_of_plans_finds_a_shared_slot(recorded):
     recording = recorded("int8")
-    slots = plan_slots(recording)
+    slots = plan_slots(recording, stages(recording.instructions))
     adds = [ins for ins in recording.instructions if ins.name == "add"]
     for a, b in ((add.inputs[0].buffer, add.outputs[0].buffer) for add in adds):
         with pytest.raises(AssertionError, match="share a slot"):
@@ -107,8 +107,9 @@ def test_a_plan_does_not_grow_with_the_layers(tmp_path):
             parameters = load_parameters(
                 parameter_sources(model, checkpoint), POOLS[1], lambda loaded, total: None
             )
-        recording = record(model, tree(parameters), "int8")
-        numbers.append(len(set(plan_slots(fuse(recording)).values())))
+        recording = fuse(record(model, tree(parameters), "int8"))
+        slots = plan_slots(recording, stages(recording.instructions))
+        numbers.append(len(set(slots.values())))
     assert numbers[0] == numbers[1]
 
 
@@ -188,7 +189,7 @@ def run(recording):
     return _native.run(program, blocks, None, TINY.vocab_size, batch_arrays(batch)).copy()
 
 
-def apart(recording):
+def apart(recording, _stages):
     """A slot of its own for each buffer."""
     buffers = dict.fromkeys(v.buffer for ins in recording.instructions for v in ins.inputs + ins.outputs)
     return {buffer: slot for slot, buffer in enumerate(buffers)}

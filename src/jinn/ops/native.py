@@ -480,9 +480,8 @@ def _touching(accesses: dict[Buffer, list[tuple[SymbolicValue, int]]], value: Sy
     ]
 
 
-def plan_slots(recording: Recording) -> dict[Buffer, int]:
-    """A slot of memory for each buffer: buffers that are never alive in the same stage may share one."""
-    runs = stages(recording.instructions)
+def plan_slots(recording: Recording, runs: Sequence[Sequence[Instruction]]) -> dict[Buffer, int]:
+    """A slot of memory for each buffer: those never alive in the same one of these stages may share one."""
     last_use = {
         value.buffer: i for i, run in enumerate(runs) for ins in run for value in ins.inputs + ins.outputs
     }
@@ -516,8 +515,8 @@ def compile_program(
     recording: Recording, pool: _native.ThreadPool, kernels: _native.Kernels
 ) -> _native.Program:
     """The C++ Program of a recording."""
-    program = _native.Program(pool, kernels)
-    slots = plan_slots(recording)
+    program, runs = _native.Program(pool, kernels), stages(recording.instructions)
+    slots = plan_slots(recording, runs)
     buffers = {
         buffer: program.add_buffer(buffer.is_logits, buffer.row_bytes, slot) for buffer, slot in slots.items()
     }
@@ -528,7 +527,7 @@ def compile_program(
     def operand(value: SymbolicValue) -> _native.Operand:
         return _native.Operand(buffer_of(value), value.first_col, value.cols)
 
-    for run in stages(recording.instructions):
+    for run in runs:
         program.begin_stage()
         for instruction in run:
             _emit(program, instruction, operand, buffer_of)
