@@ -105,9 +105,8 @@ class Scheduler:
     def schedule(self, num_tokens_beside_others: int) -> list[Chunk]:
         """The next step's chunks, at most one per sequence, those of one adapter side by side.
 
-        Empty only when there is no work.
-
-        So many prompt tokens, at least 1, are read at most in a step in which others generate.
+        Empty only when there is no work. A step in which others generate reads at most
+        `num_tokens_beside_others` prompt tokens, and at least 1.
         """
         chunks = self._schedule_decodes()
         budget = self.config.max_num_batched_tokens - sum(chunk.num_tokens for chunk in chunks)
