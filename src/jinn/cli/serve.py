@@ -229,26 +229,25 @@ def parse_models(models: Sequence[str]) -> dict[str, str]:
     """Paths by name, from `name=model` each. Raises ValueError, WeightsError for a model that is none."""
     from jinn.weights.model_store import resolve_model
 
-    paths: dict[str, str] = {}
-    for text in models:
-        name, equals, model = str(text).partition("=")
-        if not equals or not 1 <= len(name) <= 256 or not model or name in paths:
-            raise ValueError(
-                f"models must be distinct names with models, such as name=model.gguf, not {text}"
-            )
-        paths[name] = str(resolve_model(model))
-    return paths
+    named = _by_name(models, "models must be distinct names with models, such as name=model.gguf")
+    return {name: str(resolve_model(model)) for name, model in named.items()}
 
 
 def parse_adapters(adapters: Sequence[str]) -> dict[str, str]:
     """Folders by name, from `name=folder` each. Raises ValueError."""
-    folders: dict[str, str] = {}
-    for text in adapters:
-        name, equals, folder = str(text).partition("=")
-        if not equals or not 1 <= len(name) <= 256 or not folder or name in folders:
-            raise ValueError(f"lora must be distinct names with folders, such as name=folder, not {text}")
-        folders[name] = str(Path(folder).expanduser())
-    return folders
+    named = _by_name(adapters, "lora must be distinct names with folders, such as name=folder")
+    return {name: str(Path(folder).expanduser()) for name, folder in named.items()}
+
+
+def _by_name(texts: Sequence[str], rule: str) -> dict[str, str]:
+    """What follows each `name=`. Raises ValueError, which begins with the rule, for a text that breaks it."""
+    named: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = str(text).partition("=")
+        if not equals or not 1 <= len(name) <= 256 or not value or name in named:
+            raise ValueError(f"{rule}, not {text}")
+        named[name] = value
+    return named
 
 
 def read_settings(path: Path) -> dict[str, Any]:
