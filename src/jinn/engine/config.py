@@ -68,6 +68,8 @@ class EngineConfig:
         check_range("num_speculative_tokens", self.num_speculative_tokens, 1, 64)
         if (self.draft_model is None) == (self.speculative == "draft"):
             raise ValueError("draft_model goes with speculative draft, and with nothing else")
+        if self.verify and self.packed_cache is None:
+            raise ValueError("verify goes with packed_cache, whose checksums it compares")
         for name, path in self.lora_adapters.items():
             if not isinstance(path, str) or not path or not 1 <= len(name) <= 256:
                 raise ValueError("lora_adapters must be paths by names of 1 to 256 characters")
