@@ -187,7 +187,7 @@ async def first_token(port: int, texts: Texts) -> dict[str, float]:
     cold, warm = [await ask(port, [system, texts.user(20)], max_tokens=4) for _ in range(2)]
     return {
         "first token, new system prompt, ms": 1e3 * cold.first,
-        "first token, known, ms": 1e3 * warm.first,
+        "first token, the same system prompt again, ms": 1e3 * warm.first,
     }
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
@@ -11,17 +10,10 @@ import pytest
 from models.transformers_models import random_model
 from tiny import tiny_llama_gguf
 
-SOURCE = Path(__file__).parents[2] / "bench" / "peers.py"
-
 
 @pytest.fixture(scope="module")
-def peers():
-    spec = importlib.util.spec_from_file_location("bench_peers", SOURCE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def peers(load_script):
+    return load_script("peers")
 
 
 def program(folder, name, script):
