@@ -132,7 +132,7 @@ async def ask(
         writer.write(head.encode() + data)
         status = await reader.readline()
         if b" 200 " not in status:
-            raise RuntimeError(f"{status.decode().strip()}: {(await reader.read(2000)).decode()}")
+            raise RuntimeError(f"{status.decode().strip()}: {(await reader.read()).decode()}")
         async for line in reader:
             if line.startswith(b"data: {"):
                 _note(json.loads(line[6:]), answer)
