@@ -4,12 +4,19 @@ import pytest
 from typer.testing import CliRunner
 
 from jinn.cli.main import app
+from lora_folders import llama_linear_shapes, write_lora
 from tiny import tiny_llama_gguf
 
 
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory):
     return str(tiny_llama_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf"))
+
+
+@pytest.fixture(scope="session")
+def lora_path(tmp_path_factory):
+    """An adapter of the tiny model."""
+    return write_lora(tmp_path_factory.mktemp("lora"), llama_linear_shapes())
 
 
 @pytest.fixture

@@ -25,6 +25,11 @@ def say(conversation, text):
     return "".join(conversation.say(text))
 
 
+def shown(text):
+    """What a terminal certainly shows of a text."""
+    return "".join(c for c in text if c in "\t\n" or c.isprintable())
+
+
 def test_turns_are_remembered(conversation):
     answers = [say(conversation, text) for text in ("the", "thin")]
     assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 2
@@ -68,10 +73,16 @@ def test_a_session(run, tiny_path, conversation):
     result = run("chat", tiny_path, "--temperature", 0, "--max-tokens", 10, text=lines)
     assert result.exit_code == 0
     assert result.stderr.splitlines() == [HELP, HELP]
-    shown = ["".join(c for c in text if c in "\t\n" or c.isprintable()) for text in [*expected, expected[0]]]
-    assert "".join(c for c in result.stdout if c in "\t\n" or c.isprintable()) == "".join(
-        f"{text}\n" for text in shown
-    )
+    assert shown(result.stdout) == shown("".join(f"{text}\n" for text in [*expected, expected[0]]))
+
+
+def test_an_adapter_answers(run, tiny_path, lora_path, conversation):
+    arguments = ["chat", tiny_path, "--temperature", 0, "--max-tokens", 10]
+    result = run(*arguments, "--lora", f"first={lora_path}", text="the\n")
+    with LLM(tiny_path, cache_memory=2**20, lora_adapters={"first": lora_path}) as llm:
+        adapted = say(Conversation(llm, 10, 0.0, "first"), "the")
+    assert (result.exit_code, shown(result.stdout)) == (0, shown(f"{adapted}\n"))
+    assert adapted != say(conversation, "the")
 
 
 def test_the_end_of_input_ends_it(run, tiny_path):

@@ -40,6 +40,26 @@ def test_options_reach_the_sampler(run, tiny_path, llm):
     assert result.stdout == llm.generate(PROMPT, sampling)[0].text
 
 
+def test_an_adapter_answers(run, tiny_path, lora_path):
+    arguments = ["generate", tiny_path, "--raw", "--prompt", PROMPT, "--max-tokens", 20]
+    result = run(*arguments, "--lora", f"first={lora_path}")
+    with LLM(tiny_path, cache_memory=2**20, lora_adapters={"first": lora_path}) as llm:
+        (answer,) = llm.generate(PROMPT, SamplingParams(max_tokens=20, temperature=0.0), adapter="first")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, answer.text, "")
+    assert result.stdout != run(*arguments).stdout
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_bad_adapters_are_named(fail, tiny_path, lora_path, tmp_path, command):
+    def refusal(*adapters):
+        options = [part for adapter in adapters for part in ("--lora", adapter)]
+        return fail(command, tiny_path, *(["--prompt", "x"] if command == "generate" else []), *options)
+
+    assert "lora must be one adapter, not 2: a, b" in refusal(f"a={lora_path}", f"b={lora_path}")
+    assert "lora must be distinct names with folders, such as name=folder, not a" in refusal("a")
+    assert str(tmp_path / "missing") in refusal(f"a={tmp_path / 'missing'}")
+
+
 def test_prompt_file(run, tiny_path, tmp_path):
     path = tmp_path / "prompt.txt"
     path.write_text(PROMPT, encoding="utf-8")

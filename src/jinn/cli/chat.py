@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jinn.cli.options import MaxTokensOption, ModelArgument, ThreadsOption
+from jinn.cli.options import LoraOption, MaxTokensOption, ModelArgument, ThreadsOption, parse_adapter
 from jinn.cli.progress import Update, progress_bar
 from jinn.engine.messages import SamplingParams
 
@@ -36,16 +36,18 @@ def chat(
             show_default=f"the model's own, or {_TEMPERATURE}",
         ),
     ] = None,
+    lora: LoraOption = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Talk to a model."""
+    adapter, lora_adapters = parse_adapter(lora or ())
     from jinn.llm import LLM
 
     with progress_bar("Loading", is_bytes=True) as on_load:
-        llm = LLM(model, threads=threads, progress=on_load)
+        llm = LLM(model, threads=threads, lora_adapters=lora_adapters, progress=on_load)
     if not llm.has_chat_template:
         raise ValueError("this model has no chat template; jinn generate --raw goes without")
-    converse(Conversation(llm, max_tokens, temperature))
+    converse(Conversation(llm, max_tokens, temperature, adapter))
 
 
 def converse(conversation: Conversation) -> None:
@@ -65,8 +67,15 @@ def converse(conversation: Conversation) -> None:
 class Conversation:
     """What was said so far. Each turn's prompt begins with the one before, which the cache still has."""
 
-    def __init__(self, llm: LLM, max_tokens: int | None = None, temperature: float | None = None) -> None:
+    def __init__(
+        self,
+        llm: LLM,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        adapter: str | None = None,
+    ) -> None:
         self._llm = llm
+        self._adapter = adapter
         sampling = replace(llm.default_sampling, max_tokens=max_tokens)
         if temperature is None and sampling == SamplingParams(max_tokens=max_tokens):
             temperature = _TEMPERATURE
@@ -87,7 +96,10 @@ class Conversation:
         prompt_ids = self._llm.encode_chat([*self.messages, question])
         answer = ""
         try:
-            for delta in self._llm.stream(prompt_ids, self._sampling, on_prefill=on_prefill):
+            deltas = self._llm.stream(
+                prompt_ids, self._sampling, adapter=self._adapter, on_prefill=on_prefill
+            )
+            for delta in deltas:
                 answer += delta.text
                 yield delta.text
         finally:

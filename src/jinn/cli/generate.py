@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jinn.cli.options import MaxTokensOption, ModelArgument, ThreadsOption, read_text
+from jinn.cli.options import (
+    LoraOption,
+    MaxTokensOption,
+    ModelArgument,
+    ThreadsOption,
+    parse_adapter,
+    read_text,
+)
 from jinn.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -37,20 +44,22 @@ def generate(
         int | None, typer.Option(metavar="N", help="The same seed draws the same text.", show_default=False)
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt; use no chat template.")] = False,
+    lora: LoraOption = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Print a model's answer, and nothing else."""
     text = _prompt(prompt, prompt_file)
+    adapter, lora_adapters = parse_adapter(lora or ())
     from jinn.llm import LLM
 
     with progress_bar("Loading", is_bytes=True) as on_load:
-        llm = LLM(model, threads=threads, progress=on_load)
+        llm = LLM(model, threads=threads, lora_adapters=lora_adapters, progress=on_load)
     given = {"max_tokens": max_tokens, "top_k": top_k, "top_p": top_p, "seed": seed}
     sampling = _with_given(llm.default_sampling, temperature=temperature, **given)
     if not raw and not llm.has_chat_template:
         raise ValueError("this model has no chat template; --raw goes without")
     prompt_ids = llm.tokenize(text) if raw else llm.encode_chat([{"role": "user", "content": text}])
-    for delta in llm.stream(prompt_ids, sampling):
+    for delta in llm.stream(prompt_ids, sampling, adapter=adapter):
         sys.stdout.write(delta.text)
         sys.stdout.flush()
     if sys.stdout.isatty():

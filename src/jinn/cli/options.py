@@ -1,4 +1,4 @@
-"""What several commands take: the model argument, sizes in bytes, and the defaults that help texts name."""
+"""What several commands take: the model argument, adapters, sizes in bytes, and defaults for help texts."""
 
 from __future__ import annotations
 
@@ -36,6 +36,19 @@ ModelArgument = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option(metavar="N", help="Threads to compute with.", show_default="the physical cores")
 ]
+
+
+def _lora_option(help_text: str) -> Any:
+    return typer.Option("--lora", metavar="NAME=DIR", help=help_text, show_default=False)
+
+
+LorasOption = Annotated[
+    list[str] | None,
+    _lora_option("A LoRA adapter of the first model, served as a model of this name; repeat it for more."),
+]
+LoraOption = Annotated[
+    list[str] | None, _lora_option("A LoRA adapter of the model, which answers go through.")
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite DST.")]
 TARGET_HELP = "What to write: a name in .gguf, or else a Hugging Face folder."
 TYPE_HELP = "Type of the matrices: f32, f16 or bf16, and in GGUF also q8_0, q6_k, q4_k, q4_1 or q4_0."
@@ -53,6 +66,31 @@ def parse_size(text: str) -> int:
     if not 1 <= size <= 2**62:
         raise ValueError(f"size {text!r} is out of range")
     return size
+
+
+def parse_adapters(adapters: Sequence[str]) -> dict[str, str]:
+    """Folders by name, from `name=folder` each. Raises ValueError."""
+    named = by_name(adapters, "lora must be distinct names with folders, such as name=folder")
+    return {name: str(Path(folder).expanduser()) for name, folder in named.items()}
+
+
+def parse_adapter(adapters: Sequence[str]) -> tuple[str | None, dict[str, str]]:
+    """The name of the one adapter, None without one, and its folder by that name. Raises ValueError."""
+    folders = parse_adapters(adapters)
+    if len(folders) > 1:
+        raise ValueError(f"lora must be one adapter, not {len(folders)}: {', '.join(folders)}")
+    return next(iter(folders), None), folders
+
+
+def by_name(texts: Sequence[str], rule: str) -> dict[str, str]:
+    """What follows each `name=`. Raises ValueError, which begins with the rule, for a text that breaks it."""
+    named: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = str(text).partition("=")
+        if not equals or not 1 <= len(name) <= 256 or not value or name in named:
+            raise ValueError(f"{rule}, not {text}")
+        named[name] = value
+    return named
 
 
 def read_text(path: Path) -> str:

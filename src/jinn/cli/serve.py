@@ -10,7 +10,16 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
-from jinn.cli.options import DEFAULTS, ModelArgument, ThreadsOption, parse_size, read_text
+from jinn.cli.options import (
+    DEFAULTS,
+    LorasOption,
+    ModelArgument,
+    ThreadsOption,
+    by_name,
+    parse_adapters,
+    parse_size,
+    read_text,
+)
 from jinn.engine.config import EngineConfig
 from jinn.server.config import ServerConfig
 
@@ -35,14 +44,7 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=DIR",
-            help="A LoRA adapter of the first model, served as a model of this name; repeat it for more.",
-            show_default=False,
-        ),
-    ] = None,
+    lora: LorasOption = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on.", show_default=DEFAULTS["host"])
     ] = None,
@@ -229,25 +231,8 @@ def parse_models(models: Sequence[str]) -> dict[str, str]:
     """Paths by name, from `name=model` each. Raises ValueError, WeightsError for a model that is none."""
     from jinn.weights.model_store import resolve_model
 
-    named = _by_name(models, "models must be distinct names with models, such as name=model.gguf")
+    named = by_name(models, "models must be distinct names with models, such as name=model.gguf")
     return {name: str(resolve_model(model)) for name, model in named.items()}
-
-
-def parse_adapters(adapters: Sequence[str]) -> dict[str, str]:
-    """Folders by name, from `name=folder` each. Raises ValueError."""
-    named = _by_name(adapters, "lora must be distinct names with folders, such as name=folder")
-    return {name: str(Path(folder).expanduser()) for name, folder in named.items()}
-
-
-def _by_name(texts: Sequence[str], rule: str) -> dict[str, str]:
-    """What follows each `name=`. Raises ValueError, which begins with the rule, for a text that breaks it."""
-    named: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = str(text).partition("=")
-        if not equals or not 1 <= len(name) <= 256 or not value or name in named:
-            raise ValueError(f"{rule}, not {text}")
-        named[name] = value
-    return named
 
 
 def read_settings(path: Path) -> dict[str, Any]:
