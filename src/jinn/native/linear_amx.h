@@ -58,12 +58,14 @@ JINN_INLINE void tile_multiply() {
   }
 }
 
-// Tiles 0 to 3: sums, 16 x 16 int32. 4 and 5: activations, 16 rows. 6 and 7: codes, 4 columns of 16 rows a row.
+// Tiles 0 to 3: sums, num_rows x 16 int32. 4 and 5: activations, num_rows x cols. 6 and 7: codes, 4 columns of 16
+// outputs a row.
 class AmxTiles {
  public:
-  explicit AmxTiles(int cols) {
+  AmxTiles(int num_rows, int cols) {
     AmxConfig config;
-    for (int tile = 0; tile < 8; ++tile) config.row_bytes[tile] = 64, config.rows[tile] = kAmxRows;
+    for (int tile = 0; tile < 8; ++tile)
+      config.row_bytes[tile] = 64, config.rows[tile] = static_cast<uint8_t>(num_rows);
     for (const int rows : {4, 5}) config.row_bytes[rows] = static_cast<uint16_t>(cols);
     for (const int codes : {6, 7}) config.rows[codes] = static_cast<uint8_t>(cols / 4);
     config.load();
@@ -81,9 +83,10 @@ class AmxKernel {
   static constexpr int kStepBytes = kCols * kTileRows;                  // of widened codes
   static constexpr int kRowBytes = IsWide ? 2 * kGroup : kGroup;        // of a group of a row of activations
   static constexpr int64_t kMaxRows = 64;
+  static constexpr int64_t kFewestRows = kIsOneProduct ? 5 : 9;  // vectors multiply fewer as fast
 
-  // Rows first_row .. last_row - 1, whole blocks and at most kMaxRows, by `Tiles` tiles.
-  template <int Tiles>
+  // Rows first_row .. last_row - 1 by `Tiles` tiles: whole blocks, at most kMaxRows in all, or part of one.
+  template <int Tiles, bool IsWhole>
   void run(const LinearPiece& piece, int64_t first_tile, int64_t first_row, int64_t last_row) {
     const int64_t num_groups = piece.weight->cols() / kGroup;
     for (int64_t group = 0; group < num_groups; group += kBatchGroups) {
@@ -91,10 +94,14 @@ class AmxKernel {
       for (int tile = 0; tile < Tiles; ++tile)
         widen(Tile(*piece.weight, first_tile + tile), group, count, weights_[tile]);
       int64_t row = first_row;
-      for (; row + kMaxBlocks * kAmxRows <= last_row; row += kMaxBlocks * kAmxRows) {
-        add_batch<kMaxBlocks, Tiles>(piece.input, row, row - first_row, group, count);
+      if constexpr (IsWhole) {
+        for (; row + kMaxBlocks * kAmxRows <= last_row; row += kMaxBlocks * kAmxRows) {
+          add_batch<kMaxBlocks, Tiles>(piece.input, row, row - first_row, kAmxRows, group, count);
+        }
+        if (row < last_row) add_batch<1, Tiles>(piece.input, row, row - first_row, kAmxRows, group, count);
+      } else {
+        add_batch<1, Tiles>(piece.input, row, 0, static_cast<int>(last_row - row), group, count);
       }
-      if (row < last_row) add_batch<1, Tiles>(piece.input, row, row - first_row, group, count);
     }
     for (int64_t row = first_row; row < last_row; ++row) {
       const int64_t i = row - first_row;
@@ -139,8 +146,10 @@ class AmxKernel {
     finish_stores(out.codes);
   }
 
+  // `num_rows` of each block.
   template <int Blocks, int Tiles>
-  void add_batch(const Activations& input, int64_t first_row, int64_t first_y, int64_t first_group, int count) {
+  void add_batch(const Activations& input, int64_t first_row, int64_t first_y, int num_rows, int64_t first_group,
+                 int count) {
     constexpr int kSums = Blocks * kHalves * Tiles;
     const int64_t stride = input.code_bytes();
     const uint8_t* rows[Blocks * kHalves];
@@ -152,8 +161,13 @@ class AmxKernel {
     for (int block = 0; block < Blocks; ++block) {
       const RowScales<Codes> row_scales(input, first_row + block * kAmxRows);
       for (int tile = 0; tile < Tiles; ++tile) {
-        scale<Tiles>(row_scales, block * kHalves * Tiles + tile, weights_[tile], first_group, count,
-                     y_[first_y / kAmxRows + block][tile]);
+        const int sum = block * kHalves * Tiles + tile;
+        f32x16* y = y_[first_y / kAmxRows + block][tile];
+        if (num_rows == kAmxRows) {
+          scale<Tiles>(row_scales, sum, weights_[tile], first_group, count, y);
+        } else {
+          scale_rows<Tiles>(row_scales, sum, weights_[tile], num_rows, first_group, count, y);
+        }
       }
     }
   }
@@ -193,17 +207,36 @@ class AmxKernel {
 #pragma GCC unroll 16
     for (int r = 0; r < kAmxRows; ++r) of_rows[r] = first_group == 0 ? f32x16{} : y[r];
     for (int at = 0; at < count * Codes::kScales; ++at) {
-      const int64_t group = first_group + at / Codes::kScales;
-      const f32x16 scale = weights.scales[at], min = Codes::kHasMins ? weights.mins[at] : f32x16{};
 #pragma GCC unroll 16
       for (int r = 0; r < kAmxRows; ++r) {
-        i32x16 dot = sums_[at][sum][r];
-        if constexpr (kHalves == 2) dot = dot * kHigh + sums_[at][sum + Tiles][r];
-        of_rows[r] = row_scales.add(dot, scale, min, group, at % Codes::kScales, r, of_rows[r]);
+        of_rows[r] = add<Tiles>(row_scales, sum, weights, first_group, at, r, of_rows[r]);
       }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kAmxRows; ++r) y[r] = of_rows[r];
+  }
+
+  // The same for the first `num_rows` of a block.
+  template <int Tiles>
+  void scale_rows(const RowScales<Codes>& row_scales, int sum, const Weights& weights, int num_rows,
+                  int64_t first_group, int count, f32x16* y) const {
+    for (int r = 0; r < num_rows; ++r) {
+      f32x16 of_row = first_group == 0 ? f32x16{} : y[r];
+      for (int at = 0; at < count * Codes::kScales; ++at) {
+        of_row = add<Tiles>(row_scales, sum, weights, first_group, at, r, of_row);
+      }
+      y[r] = of_row;
+    }
+  }
+
+  // What step `at` of a batch adds to y of row r.
+  template <int Tiles>
+  f32x16 add(const RowScales<Codes>& row_scales, int sum, const Weights& weights, int64_t first_group, int at, int r,
+             f32x16 y) const {
+    i32x16 dot = sums_[at][sum][r];
+    if constexpr (kHalves == 2) dot = dot * kHigh + sums_[at][sum + Tiles][r];
+    const f32x16 min = Codes::kHasMins ? weights.mins[at] : f32x16{};
+    return row_scales.add(dot, weights.scales[at], min, first_group + at / Codes::kScales, at % Codes::kScales, r, y);
   }
 
   Weights weights_[kMaxTiles];
@@ -211,21 +244,28 @@ class AmxKernel {
   f32x16 y_[kMaxRows / kAmxRows][kMaxTiles][kAmxRows];
 };
 
-// The whole sixteens of rows of a piece; returns the first row that is left.
+// Rows first_row .. last_row - 1 of a piece by all its tiles: whole blocks, or part of one.
+template <class Codes, bool IsWide, bool IsWhole>
+void amx_block_rows(const LinearPiece& piece, int64_t first_row, int64_t last_row) {
+  using Kernel = AmxKernel<Codes, IsWide>;
+  const AmxTiles config(IsWhole ? kAmxRows : static_cast<int>(last_row - first_row), Kernel::kCols);
+  Kernel kernel;
+  for (int64_t first = first_row; first < last_row; first += Kernel::kMaxRows) {
+    const int64_t last = last_row - first < Kernel::kMaxRows ? last_row : first + Kernel::kMaxRows;
+    int64_t tile = piece.first_tile;
+    for (; tile + 2 <= piece.last_tile; tile += 2) kernel.template run<2, IsWhole>(piece, tile, first, last);
+    if (tile < piece.last_tile) kernel.template run<1, IsWhole>(piece, tile, first, last);
+  }
+}
+
+// As many of a piece's rows as AMX is the faster for; returns the first row that is left.
 template <class Codes, bool IsWide>
 int64_t amx_rows(const LinearPiece& piece) {
-  using Kernel = AmxKernel<Codes, IsWide>;
   const int64_t whole = piece.first_row + (piece.last_row - piece.first_row) / kAmxRows * kAmxRows;
-  if (whole == piece.first_row) return whole;
-  const AmxTiles config(Kernel::kCols);
-  Kernel kernel;
-  for (int64_t first = piece.first_row; first < whole; first += Kernel::kMaxRows) {
-    const int64_t last = whole - first < Kernel::kMaxRows ? whole : first + Kernel::kMaxRows;
-    int64_t tile = piece.first_tile;
-    for (; tile + 2 <= piece.last_tile; tile += 2) kernel.template run<2>(piece, tile, first, last);
-    if (tile < piece.last_tile) kernel.template run<1>(piece, tile, first, last);
-  }
-  return whole;
+  if (whole > piece.first_row) amx_block_rows<Codes, IsWide, true>(piece, piece.first_row, whole);
+  if (piece.last_row - whole < AmxKernel<Codes, IsWide>::kFewestRows) return whole;
+  amx_block_rows<Codes, IsWide, false>(piece, whole, piece.last_row);
+  return piece.last_row;
 }
 
 }  // namespace jinn::JINN_ISA
