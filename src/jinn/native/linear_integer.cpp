@@ -23,24 +23,42 @@ JINN_INLINE uint32_t word_at(const uint8_t* codes, int64_t w) {
 }
 
 // Adds the products of `Words` words, whose bytes have `Bits` bits, with each row's codes at `offset`. Word by word, so
-// that the rows' chains of sums run side by side.
+// that the rows' chains of sums run side by side; few rows have two chains each.
 template <int Bits, int Words, int R>
 JINN_INLINE void add_products(const u32x16* words, const uint8_t* const* x, int64_t offset, i32x16* dots) {
+  constexpr int kChains = R <= 2 ? 2 : 1;
+  i32x16 sums[R][kChains] = {};
+  if constexpr (kChains == 1) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) sums[r][0] = dots[r];
+  }
 #pragma GCC unroll 8
   for (int w = 0; w < Words; ++w) {
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) dots[r] = dot_u8s8<Bits>(dots[r], words[w], word_at(x[r] + offset, w));
+    for (int r = 0; r < R; ++r) {
+      i32x16& sum = sums[r][w % kChains];
+      sum = dot_u8s8<Bits>(sum, words[w], word_at(x[r] + offset, w));
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    if constexpr (kChains == 1) {
+      dots[r] = sums[r][0];
+    } else {
+      dots[r] += sums[r][0] + sums[r][1];
+    }
   }
 }
 
-// Few rows wait for memory, which then must be asked early: hardware looks no further than a page.
-constexpr int64_t kPrefetchBytes = 2048;
+// Few rows wait for memory, which then must be asked early: hardware looks no further than a page. So much further than
+// what is multiplied, or a tile, the codes and scales of a group's length are fetched.
+constexpr int64_t kPrefetchBytes = 8192;
 
 template <class Codes>
-JINN_INLINE void prefetch_codes(const Tile& tile, int64_t group) {
-  const uint8_t* codes = tile.codes + group * Codes::kBits * kTileRows * 4;
-#pragma GCC unroll 8
-  for (int word = 0; word < Codes::kBits; ++word) __builtin_prefetch(codes + kPrefetchBytes + word * kTileRows * 4);
+JINN_INLINE void prefetch(const uint8_t* from, int64_t group) {
+  constexpr int kLines = Codes::kBits + 1, kLineBytes = 64;  // of a group, rounded up
+#pragma GCC unroll 9
+  for (int line = 0; line < kLines; ++line) __builtin_prefetch(from + (group * kLines + line) * kLineBytes, 0, 2);
 }
 
 // One tile for R rows, which lie in one block of activations.
@@ -49,6 +67,8 @@ void tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) 
   constexpr int kGroupBytes = IsWide ? 2 * kGroup : kGroup;
   constexpr int kCols = kGroup / Codes::kScales;
   const Tile tile(*piece.weight, tile_index);
+  const int64_t tile_bytes = static_cast<int64_t>(piece.weight->layout().bytes);
+  const uint8_t* ahead = tile.codes + (tile_bytes < kPrefetchBytes ? tile_bytes : kPrefetchBytes);
   const RowScales<Codes> row_scales(piece.input, first_row);
   const uint8_t* x[R];
   for (int r = 0; r < R; ++r) x[r] = piece.input.codes(first_row + r);
@@ -56,7 +76,7 @@ void tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) 
   for (int64_t g = 0, end = piece.weight->cols() / kGroup; g < end; ++g) {
     u32x16 words[kGroupWords];
     f32x16 scales[Codes::kScales], mins[Codes::kScales] = {};
-    if constexpr (R < 4) prefetch_codes<Codes>(tile, g);
+    if constexpr (R < 4) prefetch<Codes>(ahead, g);
     Codes::load_codes(tile, g, words);
     Codes::load_scales(tile, g, scales, mins);
 #pragma GCC unroll 2
