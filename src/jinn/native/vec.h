@@ -53,10 +53,16 @@ struct Lanes {
   }
 
   // clang-format off
-#define JINN_OPERATOR(op)                                                                                         \
-  friend auto operator op(const Lanes& a, const Lanes& b) { return each([&](int p) { return a.parts[p] op b.parts[p]; }); } \
-  friend auto operator op(const Lanes& a, Number b) { return each([&](int p) { return a.parts[p] op b; }); }      \
-  friend auto operator op(Number a, const Lanes& b) { return each([&](int p) { return a op b.parts[p]; }); }
+#define JINN_OPERATOR(op)                                             \
+  friend auto operator op(const Lanes& a, const Lanes& b) {           \
+    return each([&](int p) { return a.parts[p] op b.parts[p]; });     \
+  }                                                                   \
+  friend auto operator op(const Lanes& a, Number b) {                 \
+    return each([&](int p) { return a.parts[p] op b; });              \
+  }                                                                   \
+  friend auto operator op(Number a, const Lanes& b) {                 \
+    return each([&](int p) { return a op b.parts[p]; });              \
+  }
 #define JINN_ASSIGNING_OPERATOR(op) \
   JINN_OPERATOR(op)                 \
   template <class Other> Lanes& operator op##=(const Other& b) { return *this = *this op b; }
@@ -78,7 +84,7 @@ struct Lanes {
 
   // A vector of what `part` gives for each part.
   template <class Function>
-  static inline __attribute__((always_inline)) auto each(Function part) {
+  JINN_INLINE auto each(Function part) {
     using Result = decltype(part(0));
     Lanes<std::remove_cvref_t<decltype(Result{}[0])> > result;
     for (int p = 0; p < kParts; ++p) result.parts[p] = part(p);
@@ -102,9 +108,18 @@ JINN_INLINE To bit_cast(From from) {
   }
 }
 
+// Lanes are copied part by part: a compiler copies a struct as a whole in other pieces, by way of the stack.
 template <class Vector>
 JINN_INLINE Vector load_as(const void* from) {
   Vector v;
+#if !defined(JINN_AVX512)
+  if constexpr (requires { Vector::kParts; }) {
+    for (int p = 0; p < Vector::kParts; ++p) {
+      std::memcpy(&v.parts[p], static_cast<const uint8_t*>(from) + sizeof(v.parts[p]) * p, sizeof(v.parts[p]));
+    }
+    return v;
+  }
+#endif
   std::memcpy(&v, from, sizeof(v));
   return v;
 }
@@ -113,29 +128,39 @@ JINN_INLINE f32x16 set1(float x) {
 #if defined(JINN_AVX512)
   return f32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
 #else
-  return f32x16::each([x](int) { return typename f32x16::Part{} + x; });
+  return f32x16::each([x](int) { return f32x16::Part{} + x; });
 #endif
 }
 JINN_INLINE u32x16 set1_bits(uint32_t x) { return u32x16{} + x; }
 
 JINN_INLINE f32x16 load(const float* from) { return load_as<f32x16>(from); }
-JINN_INLINE void store(float* to, f32x16 v) { std::memcpy(to, &v, sizeof(v)); }
+JINN_INLINE void store(float* to, f32x16 v) {
+#if defined(JINN_AVX512)
+  std::memcpy(to, &v, sizeof(v));
+#else
+  for (int p = 0; p < f32x16::kParts; ++p) std::memcpy(to + p * f32x16::kPartLanes, &v.parts[p], sizeof(v.parts[p]));
+#endif
+}
 
 // The first `count` lanes; the rest are zero.
 JINN_INLINE f32x16 load_part(const float* from, int count) {
 #if defined(JINN_AVX512)
   return (f32x16)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
 #else
-  f32x16 v{};
-  std::memcpy(&v, from, sizeof(float) * static_cast<size_t>(count));
-  return v;
+  if (count == kLanes) return load(from);
+  float v[kLanes] = {};
+  std::memcpy(v, from, sizeof(float) * static_cast<size_t>(count));
+  return load(v);
 #endif
 }
 JINN_INLINE void store_part(float* to, f32x16 v, int count) {
 #if defined(JINN_AVX512)
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
 #else
-  std::memcpy(to, &v, sizeof(float) * static_cast<size_t>(count));
+  if (count == kLanes) return store(to, v);
+  float numbers[kLanes];
+  store(numbers, v);
+  std::memcpy(to, numbers, sizeof(float) * static_cast<size_t>(count));
 #endif
 }
 
@@ -153,6 +178,9 @@ JINN_INLINE To convert(From v) {
   typedef Number ToPart __attribute__((vector_size(sizeof(Number) * kPartLanes)));
   typedef std::remove_cvref_t<decltype(From{}[0])> FromPart
       __attribute__((vector_size(sizeof(From) / kLanes * kPartLanes)));
+  if constexpr (requires { To::kParts, From::kParts; }) {
+    return To::each([&](int p) { return __builtin_convertvector(v.parts[p], ToPart); });
+  }
   To to;
   for (int p = 0; p < f32x16::kParts; ++p) {
     FromPart part;
@@ -193,17 +221,26 @@ JINN_INLINE i32x16 lanes_below(int count) {
   return load_as<i32x16>(kIndex) < (i32x16{} + count);
 }
 
+#if !defined(JINN_AVX512)
+// Lanes i, i + 8 and then i + 4 taken together, i below 4.
+template <class Vector, class Take>
+JINN_INLINE auto fold(const Vector& v, Take take) {
+#if defined(JINN_AVX2)
+  const auto eight = take(v.parts[0], v.parts[1]);
+  return take(__builtin_shufflevector(eight, eight, 0, 1, 2, 3), __builtin_shufflevector(eight, eight, 4, 5, 6, 7));
+#else
+  return take(take(v.parts[0], v.parts[2]), take(v.parts[1], v.parts[3]));
+#endif
+}
+#endif
+
 // The tree is fixed: lane i with lane i + 8, then + 4, + 2, + 1.
 JINN_INLINE float reduce_add(f32x16 v) {
 #if defined(JINN_AVX512)
   return _mm512_reduce_add_ps((__m512)v);
 #else
-  float x[kLanes];
-  std::memcpy(x, &v, sizeof(x));
-  for (int width = 8; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) x[i] += x[i + width];
-  }
-  return x[0];
+  const auto four = fold(v, [](auto a, auto b) { return a + b; });
+  return (four[0] + four[2]) + (four[1] + four[3]);
 #endif
 }
 
@@ -211,9 +248,9 @@ JINN_INLINE float reduce_max(f32x16 v) {
 #if defined(JINN_AVX512)
   return _mm512_reduce_max_ps((__m512)v);
 #else
-  float largest = v[0];
-  for (int i = 1; i < kLanes; ++i) largest = v[i] > largest ? v[i] : largest;
-  return largest;
+  const auto four = fold(v, [](auto a, auto b) { return a > b ? a : b; });
+  const float even = four[0] > four[2] ? four[0] : four[2], odd = four[1] > four[3] ? four[1] : four[3];
+  return even > odd ? even : odd;
 #endif
 }
 
@@ -221,9 +258,8 @@ JINN_INLINE int32_t reduce_add(i32x16 v) {
 #if defined(JINN_AVX512)
   return _mm512_reduce_add_epi32((__m512i)v);
 #else
-  int32_t sum = 0;
-  for (int i = 0; i < kLanes; ++i) sum += v[i];
-  return sum;
+  const auto four = fold(v, [](auto a, auto b) { return a + b; });
+  return (four[0] + four[2]) + (four[1] + four[3]);
 #endif
 }
 
@@ -257,6 +293,17 @@ template <int Bits>
 JINN_INLINE __m256i dot_part(__m256i sum, __m256i w, __m256i a) {
   return _mm256_dpbusd_avx_epi32(sum, w, a);
 }
+#elif !defined(JINN_AVX512)
+// The products fit into 16 bits, even and odd bytes apart.
+JINN_INLINE i32x16::Part dot_part(u32x16::Part w, uint32_t a) {
+  typedef int16_t Halves __attribute__((vector_size(sizeof(w))));
+  const auto bytes = [a](int byte) { return static_cast<uint32_t>(static_cast<int8_t>(a >> (8 * byte))); };
+  const u32x16::Part even_bytes = u32x16::Part{} + ((bytes(0) & 0xffffu) | (bytes(2) << 16));
+  const u32x16::Part odd_bytes = u32x16::Part{} + ((bytes(1) & 0xffffu) | (bytes(3) << 16));
+  const i32x16::Part even = (i32x16::Part)((Halves)(w & 0x00ff00ffu) * (Halves)even_bytes);
+  const i32x16::Part odd = (i32x16::Part)((Halves)((w >> 8) & 0x00ff00ffu) * (Halves)odd_bytes);
+  return ((even << 16 >> 16) + (even >> 16)) + ((odd << 16 >> 16) + (odd >> 16));
+}
 #endif
 
 // Sums of four products per lane: unsigned bytes of `w`, of so many bits, with the four signed bytes of `a`.
@@ -269,11 +316,7 @@ JINN_INLINE i32x16 dot_u8s8(i32x16 sum, u32x16 w, uint32_t a) {
   return i32x16::each(
       [&](int p) { return (i32x16::Part)dot_part<Bits>((__m256i)sum.parts[p], (__m256i)w.parts[p], bytes); });
 #else
-  for (int byte = 0; byte < 4; ++byte) {
-    const int32_t factor = static_cast<int8_t>(a >> (8 * byte));
-    sum += (i32x16)((w >> (8 * byte)) & 0xffu) * factor;
-  }
-  return sum;
+  return i32x16::each([&](int p) { return sum.parts[p] + dot_part(w.parts[p], a); });
 #endif
 }
 
@@ -288,6 +331,21 @@ JINN_INLINE float half_to_float(uint16_t half) {
   return bit_cast<float>(sign | (biased << 23) | (fraction << 13));
 }
 
+JINN_INLINE u32x16 load_u16(const uint8_t* from) {
+  typedef uint16_t u16x16 __attribute__((vector_size(32)));
+  return convert<u32x16>(load_as<u16x16>(from));
+}
+
+#if !defined(JINN_AVX512) && !defined(JINN_AVX2)
+// The same for each word. The factor moves the exponent, of subnormal numbers too.
+JINN_INLINE f32x16 half_bits_to_float(u32x16 halves) {
+  const u32x16 sign = (halves & 0x8000u) << 16, magnitude = (halves & 0x7fffu) << 13;
+  const u32x16 finite = bit_cast<u32x16>(bit_cast<f32x16>(magnitude) * 0x1p112f);
+  const i32x16 is_finite = (i32x16)magnitude < 0x0f800000;
+  return bit_cast<f32x16>(sign | select(is_finite, finite, magnitude | 0x7f800000u));
+}
+#endif
+
 JINN_INLINE f32x16 load_f16(const uint16_t* from) {
 #if defined(JINN_AVX512)
   return (f32x16)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
@@ -296,15 +354,8 @@ JINN_INLINE f32x16 load_f16(const uint16_t* from) {
     return (f32x16::Part)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + p));
   });
 #else
-  float v[kLanes];
-  for (int i = 0; i < kLanes; ++i) v[i] = half_to_float(from[i]);
-  return load(v);
+  return half_bits_to_float(load_u16(reinterpret_cast<const uint8_t*>(from)));
 #endif
-}
-
-JINN_INLINE u32x16 load_u16(const uint8_t* from) {
-  typedef uint16_t u16x16 __attribute__((vector_size(32)));
-  return convert<u32x16>(load_as<u16x16>(from));
 }
 
 // Each byte of `words`, which is below 16, is replaced by that byte of the table.
@@ -332,9 +383,7 @@ JINN_INLINE f32x16 f16_low(u32x16 words) {
   const u16x16 halves = convert<u16x16>(words & 0xffffu);
   return load_f16(reinterpret_cast<const uint16_t*>(&halves));
 #else
-  float v[kLanes];
-  for (int i = 0; i < kLanes; ++i) v[i] = half_to_float(static_cast<uint16_t>(words[i]));
-  return load(v);
+  return half_bits_to_float(words & 0xffffu);
 #endif
 }
 JINN_INLINE f32x16 f16_high(u32x16 words) { return f16_low(words >> 16); }
