@@ -345,7 +345,9 @@ async def test_openapi(client: httpx.AsyncClient, app: App) -> None:
     assert operation["security"] == [{"key": []}]
     assert "security" not in document["paths"]["/health"]["get"]
     event = operation["responses"]["200"]["content"]["text/event-stream"]["schema"]
-    reference = event["properties"]["data"]["contentSchema"]["$ref"]
-    assert reference.rsplit("/")[-1] in schemas
+    chunk, end = event["properties"]["data"]["anyOf"]
+    names = [reference["$ref"].rsplit("/")[-1] for reference in chunk["contentSchema"]["anyOf"]]
+    assert names == ["ChatCompletionChunk", "ErrorResponse"]
+    assert end == {"const": "[DONE]"}
     for name in re.findall(r'"\$ref": ?"#/components/schemas/(\w+)"', str(document).replace("'", '"')):
         assert name in schemas

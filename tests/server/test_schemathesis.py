@@ -52,6 +52,19 @@ def fuzzed(max_examples: int) -> Any:
     )
 
 
+CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.mark.parametrize(("path", "body"), [("chat/completions", CHAT), ("completions", {"prompt": "hi"})])
+def test_a_stream_is_as_documented(path: str, body: dict[str, Any]) -> None:
+    case = schema[f"/v1/{path}"]["POST"].Case(
+        body={**body, "stream": True, "max_tokens": 3}, media_type="application/json"
+    )
+    response = case.call_and_validate(checks=CHECKS)
+    assert response.status_code == 200
+    assert "data: [DONE]" in response.text
+
+
 @schema.parametrize()
 @fuzzed(100)
 def test_operation(case: Any) -> None:

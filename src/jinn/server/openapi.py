@@ -130,13 +130,15 @@ def _operation(route: GuardedRoute) -> dict[str, Any]:
 
 
 def _answer_schema(media_type: str, model: type[BaseModel] | None) -> dict[str, Any]:
-    """Of a stream it describes one event, as OpenAPI 3.2 does; the last one's data is `[DONE]`."""
+    """Of a stream it describes one event, as OpenAPI 3.2 does: a chunk, an error, or the end."""
     if model is None:
         return {}
     if media_type != EVENTS:
         return dict(_reference(model))
-    data = {"type": "string", "contentMediaType": JSON, "contentSchema": _reference(model)}
-    return {"type": "object", "required": ["data"], "properties": {"data": data}}
+    content = {"anyOf": [_reference(model), _reference(r.ErrorResponse)]}
+    data = {"type": "string", "contentMediaType": JSON, "contentSchema": content}
+    either = {"anyOf": [data, {"const": "[DONE]"}]}
+    return {"type": "object", "required": ["data"], "properties": {"data": either}}
 
 
 def _reference(model: type[BaseModel]) -> dict[str, str]:
