@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+
 import pytest
 
-from jinn.server.body import parse_json_object
+import jinn.server.body as body_module
+from jinn.server.body import ArrivingBodies, parse_json_object
 from jinn.server.errors import APIError
 from jinn.server.limits import MAX_JSON_DEPTH
 
@@ -61,3 +65,22 @@ def test_depth_is_counted_exactly() -> None:
 def test_good_json() -> None:
     body = '{"a": [1, 2.5, true, null, "é\\ud83d\\ude00"], "b": {}}'.encode()
     assert parse_json_object(body) == {"a": [1, 2.5, True, None, "é😀"], "b": {}}
+
+
+async def test_the_body_begun_first_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_module, "MAX_ARRIVING_BYTES", 12)
+    bodies = ArrivingBodies()
+
+    async def body(seconds: float) -> AsyncIterator[bytes]:
+        yield b"12345"
+        await asyncio.sleep(seconds)
+        yield b"6"
+
+    first, second = (asyncio.create_task(bodies.read(body(seconds))) for seconds in (60, 0.1))
+    await asyncio.sleep(0)
+    assert await bodies.read(body(0)) == b"123456"
+    with pytest.raises(TimeoutError):
+        await first
+    assert await second == b"123456"
+    for _ in range(3):
+        assert await bodies.read(body(0)) == b"123456"

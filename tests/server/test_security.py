@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
 import os
 import socket
@@ -256,6 +257,22 @@ async def raw_answer(port: int, request: bytes) -> bytes:
     return answer
 
 
+async def slow_reader(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Of a stream of some megabytes; it reads nothing before it is told to."""
+    body = json.dumps(
+        chat_body(stream=True, logprobs=True, top_logprobs=20, max_tokens=800, ignore_eos=True)
+    )
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)  # so that the kernel keeps little
+    connection.connect(("127.0.0.1", port))
+    reader, writer = await asyncio.open_connection(sock=connection, limit=1024)
+    head = "host: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    length = f"content-length: {len(body)}\r\n\r\n"
+    writer.write(f"POST /v1/chat/completions HTTP/1.1\r\n{head}{length}{body}".encode())
+    return reader, writer
+
+
 @pytest.mark.usefixtures("restored_signals")
 class TestConnections:
     async def test_head_limits(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,6 +292,31 @@ class TestConnections:
             assert b'"code": "invalid_http"' in await raw_answer(port, b"\x16\x03\x01\r\n\r\n")
             two = b"GET /health HTTP/1.1\r\nhost: localhost\r\nhost: evil.example\r\n\r\n"
             assert b" 400 " in (await raw_answer(port, two)).split(b"\r\n")[0]
+
+    async def test_the_slowest_reader_is_dropped(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(protocol_module, "MAX_UNREAD_BYTES", 2**19)
+        listener = bind("127.0.0.1", 0)
+        async with Served(ServerConfig(), listener) as served:
+
+            async def ask() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+                streams = await slow_reader(listener.getsockname()[1])
+                while not served.service._running:
+                    await asyncio.sleep(0.01)
+                while served.service._running:  # nobody waits for the client to read
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(3 * protocol_module._CHECK_SECONDS)
+                return streams
+
+            async def is_whole(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+                answer = await reader.read()
+                writer.close()
+                return answer.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+            async with asyncio.timeout(20):
+                assert await is_whole(*await ask())  # the only one, with more than all may have
+                first, second = await ask(), await ask()
+                assert not await is_whole(*first)
+                assert await is_whole(*second)
 
     async def test_tls(self, tmp_path: Path) -> None:
         key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"

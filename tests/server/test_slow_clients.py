@@ -1,11 +1,14 @@
-"""Clients that read or write almost nothing: memory stays bounded, and others are served."""
+"""Clients that read or write almost nothing: memory stays bounded, and others are served as fast as ever."""
 
 from __future__ import annotations
 
-import json
-import socket
+import select
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import quantiles
 
 import psutil
 import pytest
@@ -16,7 +19,9 @@ from tiny import tiny_llama_gguf
 
 from .real import RealServer
 
-BODY = {"prompt": "x", "max_tokens": 200, "ignore_eos": True, "stream": True}
+MAX_GROWTH = 128 * 2**20
+SECONDS = 125.0  # in which a thousand come, so that the server has some time left
+PAUSE_SECONDS = 0.02  # between a bystander's requests
 
 
 @pytest.fixture
@@ -32,29 +37,52 @@ def rss(server: RealServer) -> int:
     return sum(psutil.Process(process.pid).memory_info().rss for process in server.processes)
 
 
-def connect(server: RealServer, data: bytes) -> socket.socket:
-    client = socket.socket()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    client.connect(("127.0.0.1", server.port))
-    client.sendall(data)
-    return client
+def beside(server: RealServer, num_clients: int, seconds: float, kind: str) -> tuple[list[float], int]:
+    """What a bystander waits for each of its answers while such clients arrive, and the most memory taken."""
+    arguments = map(str, (server.port, num_clients, seconds, kind))
+    crowd = subprocess.Popen(  # noqa: S603
+        [sys.executable, str(Path(__file__).with_name("crowd.py")), *arguments], stdout=subprocess.PIPE
+    )
+    waits, most_memory = [], 0
+    try:
+        while not select.select([crowd.stdout], [], [], PAUSE_SECONDS)[0]:
+            started_at = time.perf_counter()
+            server.complete(prompt="bystander", max_tokens=4)
+            waits.append(time.perf_counter() - started_at)
+            most_memory = max(most_memory, rss(server))
+        assert crowd.stdout is not None
+        assert crowd.stdout.readline() == b"all are there\n"
+    finally:
+        crowd.kill()
+        crowd.communicate()
+    server.wait_until_idle(60)
+    return waits, most_memory
 
 
-@pytest.mark.parametrize("num_clients", [100, pytest.param(1000, marks=pytest.mark.soak)])
-def test_slow_readers_and_writers(server: RealServer, num_clients: int) -> None:
-    body = json.dumps(BODY).encode()
-    head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    request = head + b"content-length: %d\r\n\r\n" % len(body) + body
+def p99(waits: list[float]) -> float:
+    return quantiles(waits, n=100)[-1]
+
+
+def test_slow_clients_take_little_memory(server: RealServer) -> None:
     server.complete(prompt="warm", max_tokens=4)
     before = rss(server)
-    readers = [connect(server, request) for _ in range(num_clients)]
-    heads = [connect(server, head[:40]) for _ in range(num_clients)]
-    bodies = [connect(server, request[:-5]) for _ in range(num_clients)]
-    try:
-        for _ in range(5):
-            assert server.complete(prompt="bystander", max_tokens=4) is not None
-        assert rss(server) - before < 128 * 2**20
-    finally:
-        for client in (*readers, *heads, *bodies):
-            client.close()
-    server.wait_until_idle(60)
+    waits, most_memory = beside(server, 300, 4.0, "slow")
+    assert most_memory - before <= MAX_GROWTH
+    assert waits
+
+
+@pytest.mark.soak
+def test_slow_clients_keep_nobody_waiting(server: RealServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.complete(prompt="warm", max_tokens=4)
+    before = rss(server)
+    prompt_waits, _ = beside(server, 1000, SECONDS, "prompt")
+    slow_waits, most_memory = beside(server, 1000, SECONDS, "slow")
+    ratio = p99(slow_waits) / p99(prompt_waits)
+    growth = most_memory - before
+    with capsys.disabled():
+        print(
+            f"\n1,000 readers and 1,000 writers: {growth / 2**20:.0f} MiB more, a bystander's p99 of "
+            f"{len(slow_waits)} {p99(slow_waits) * 1e3:.1f} ms, {ratio:.2f} of that beside prompt ones"
+        )
+    assert growth <= MAX_GROWTH
+    assert ratio <= 1.2

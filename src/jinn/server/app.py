@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from jinn.server import errors
 from jinn.server.auth import PUBLIC_ROUTES, GuardedRoute
+from jinn.server.body import ArrivingBodies
 from jinn.server.config import ServerConfig
 from jinn.server.keys import KeyFile, Keyring
 from jinn.server.middleware import HostMiddleware, RequestMiddleware, encode_error
@@ -53,6 +54,7 @@ class App(Starlette):
         self.state.keyring = Keyring(config.api_key, key_file)
         self.state.public_routes = PUBLIC_ROUTES | ({"/metrics"} if config.public_metrics else set())
         self.state.responses = ResponseStore()
+        self.state.bodies = ArrivingBodies()
         self._document: dict[str, Any] | None = None
 
     def openapi(self) -> dict[str, Any]:

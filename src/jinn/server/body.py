@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 
 from jinn.server import errors
-from jinn.server.limits import BODY_SECONDS, MAX_BODY_BYTES, MAX_JSON_DEPTH
+from jinn.server.limits import BODY_SECONDS, MAX_ARRIVING_BYTES, MAX_BODY_BYTES, MAX_JSON_DEPTH
 
 
 async def read_json_object(request: Request) -> dict[str, Any]:
@@ -20,17 +20,55 @@ async def read_json_object(request: Request) -> dict[str, Any]:
     Raises APIError 400, 408, 413 or 415, and starlette's ClientDisconnect.
     """
     _check_headers(request)
+    bodies: ArrivingBodies = request.app.state.bodies
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            body = await _read_capped(request.stream())
+        body = await bodies.read(request.stream())
     except TimeoutError:
         raise errors.APIError(
             408,
-            f"The body did not arrive within {BODY_SECONDS:g} seconds.",
+            f"The body did not arrive within {BODY_SECONDS:g} seconds, or before too many others.",
             code="request_timeout",
             headers={"connection": "close"},
         ) from None
     return parse_json_object(body)
+
+
+class ArrivingBodies:
+    """The bodies that are on their way, the first begun first.
+
+    While all together have more than MAX_ARRIVING_BYTES, the time of the first is up.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: dict[asyncio.Timeout, int] = {}
+        self._num_bytes = 0  # their sum
+
+    async def read(self, stream: AsyncIterator[bytes]) -> bytes:
+        """A body. Raises TimeoutError, APIError 413, and starlette's ClientDisconnect."""
+        body = bytearray()
+        async with asyncio.timeout(BODY_SECONDS) as deadline:
+            self._sizes[deadline] = 0
+            try:
+                async for chunk in stream:
+                    body += chunk
+                    if len(body) > MAX_BODY_BYTES:
+                        raise errors.body_too_large(MAX_BODY_BYTES)
+                    self._count(deadline, len(chunk))
+            finally:
+                self._forget(deadline)
+        return bytes(body)
+
+    def _count(self, deadline: asyncio.Timeout, num_bytes: int) -> None:
+        if deadline in self._sizes:  # else its time is up
+            self._sizes[deadline] += num_bytes
+            self._num_bytes += num_bytes
+        while self._num_bytes > MAX_ARRIVING_BYTES:
+            first = next(iter(self._sizes))
+            self._forget(first)
+            first.reschedule(asyncio.get_running_loop().time())
+
+    def _forget(self, deadline: asyncio.Timeout) -> None:
+        self._num_bytes -= self._sizes.pop(deadline, 0)
 
 
 def _check_headers(request: Request) -> None:
@@ -46,17 +84,6 @@ def _check_headers(request: Request) -> None:
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
         raise errors.body_too_large(MAX_BODY_BYTES)
-
-
-async def _read_capped(stream: AsyncIterator[bytes]) -> bytes:
-    chunks = []
-    size = 0
-    async for chunk in stream:
-        size += len(chunk)
-        if size > MAX_BODY_BYTES:
-            raise errors.body_too_large(MAX_BODY_BYTES)
-        chunks.append(chunk)
-    return b"".join(chunks)
 
 
 def parse_json_object(body: bytes) -> dict[str, Any]:

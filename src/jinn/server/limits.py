@@ -81,6 +81,9 @@ MAX_HEAD_BYTES = 32 * 2**10
 HEAD_SECONDS = 10.0  # the head of a request must have arrived by then
 BODY_SECONDS = 30.0  # a body must have arrived by then
 WRITE_SECONDS = 60.0  # a client that reads nothing for so long is dropped
+MAX_ARRIVING_BYTES = 32 * 2**20  # of all bodies on their way; beyond, the time of the first begun is up
+MAX_UNREAD_BYTES = 32 * 2**20  # of all answers; beyond, who has kept one waiting longest is dropped
+UNCOUNTED_BYTES = 16 * 2**10  # that an answer may be ahead of its client without being counted
 
 
 def field_arguments(field: str) -> dict[str, Any]:

@@ -8,13 +8,14 @@ import logging
 import signal
 import socket
 from collections.abc import Generator
+from functools import partial
 
 import uvicorn
 
 from jinn.server.app import App
 from jinn.server.limits import MAX_HEAD_BYTES
 from jinn.server.models import Models
-from jinn.server.protocol import Protocol
+from jinn.server.protocol import Protocol, UnreadAnswers
 
 logger = logging.getLogger("jinn.server")
 
@@ -37,7 +38,7 @@ async def listen(app: App, models: Models, listener: socket.socket) -> None:
     server = _Server(
         uvicorn.Config(
             app,
-            http=Protocol,
+            http=partial(Protocol, UnreadAnswers()),  # type: ignore[arg-type]  # it is only called
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ssl_certfile=models.config.tls_certificate,
             ssl_keyfile=models.config.tls_key,
