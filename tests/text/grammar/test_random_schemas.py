@@ -92,6 +92,19 @@ def test_schemas_as_people_write_them(name):
     assert outcomes["stop"] >= 10, outcomes
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"multipleOf": 19_997},
+        {"type": "integer", "multipleOf": 997 * 10**5},
+        {"type": "integer", "allOf": [{"multipleOf": 97}, {"multipleOf": 200}]},
+        {"type": "object", "properties": {"a": {"multipleOf": 9_973}, "b": {"multipleOf": 9_967}}},
+    ],
+)
+def test_multiples_are_soon_read(schema):
+    assert not compiled(schema).is_error()
+
+
 _anything = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=6))
 _keywords = {
     "type": st.one_of(st.sampled_from(["string", "number", "object", "array", "nothing"]), _anything),

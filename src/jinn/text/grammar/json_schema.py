@@ -36,6 +36,8 @@ _ANNOTATIONS = frozenset(
     | {"deprecated", "readOnly", "writeOnly", "contentMediaType", "contentEncoding", "discriminator"}
 )
 _MAX_MULTIPLE, _MAX_DECIMALS = 2**31, 6
+_QUICK_MULTIPLE, _QUICK_MULTIPLE_OF_TENS = 20_000, 1_000  # llguidance reads these in less than a second
+_COMBINING = frozenset({"allOf", "anyOf", "oneOf", "$ref"})  # what they hold may be said of one value twice
 
 
 class SchemaError(ValueError):
@@ -68,6 +70,7 @@ class _Normalizer:
     names: dict[str, str] = field(default_factory=dict)  # pointer to its name in `definitions`
     definitions: dict[str, Any] = field(default_factory=dict)
     multiples: dict[float, str] = field(default_factory=dict)
+    is_combined: bool = False  # so that two multiples may be asked of one value
     num_subschemas: int = 0
     num_enum_values: int = 0
     num_characters: int = 0
@@ -144,6 +147,7 @@ class _Normalizer:
         read = _KEYWORDS.get(keyword)
         if read is None:
             raise SchemaError(pointer, f"the keyword '{keyword}' is not supported")
+        self.is_combined |= keyword in _COMBINING
         read(self, value, pointer, depth, schema, result)
 
     def types(self, value: Any, pointer: str, _: int, __: Any, result: dict[str, Any]) -> None:
@@ -163,12 +167,14 @@ class _Normalizer:
         result["multipleOf"] = number
 
     def check_multiples(self) -> None:
-        """llguidance multiplies those that meet, in 32 bits."""
+        """llguidance multiplies those that meet, in 32 bits, and follows the remainders of the product."""
         decimals = min(max(map(num_decimals, self.multiples), default=0), _MAX_DECIMALS)
         product = 1
         for number, pointer in self.multiples.items():
-            product *= scaled(number, decimals)
-            if num_decimals(number) > decimals or product >= _MAX_MULTIPLE:
+            multiple = scaled(number, decimals)
+            product *= multiple
+            is_quick = _is_quick_multiple(product if self.is_combined else multiple)
+            if num_decimals(number) > decimals or product >= _MAX_MULTIPLE or not is_quick:
                 raise SchemaError(pointer, "the values of 'multipleOf' have too many digits")
 
     def count(self, value: Any, pointer: str, _: int, __: Any, result: dict[str, Any]) -> None:
@@ -414,6 +420,14 @@ def _can_end(schema: Any, finite: set[str]) -> bool:
         items = (*schema.get("prefixItems", ()), schema.get("items", True))
         return _can_end(items[0], finite)
     return True
+
+
+def _is_quick_multiple(multiple: int) -> bool:
+    """Whether few remainders matter on the way through the digits of a number, as for tens and hundreds."""
+    without_tens = multiple
+    while without_tens and without_tens % 10 == 0:
+        without_tens //= 10
+    return multiple <= _QUICK_MULTIPLE or without_tens <= _QUICK_MULTIPLE_OF_TENS
 
 
 def _set_bounds(result: dict[str, Any], pointer: str) -> None:
