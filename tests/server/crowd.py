@@ -1,7 +1,7 @@
 """Many clients in a process of their own: `python crowd.py PORT NUM SECONDS slow|prompt`.
 
-Over so many seconds NUM readers ask for a stream and NUM writers for a token. Slow readers read nothing, or a byte a second; slow writers stop within the head or the body, and
-go on by a byte a second.
+Over so many seconds NUM readers ask for a stream and NUM writers for a token. Slow readers read nothing, or a
+byte a second; slow writers stop within the head or the body, and go on by a byte a second.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ PHASES = [
 ]
 
 
-@pytest.mark.parametrize("num_clients", [160, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("num_clients", [160, pytest.param(10_000, marks=pytest.mark.soak)])
 def test_vanished_clients_leave_nothing(num_clients: int) -> None:
     asyncio.run(_vanish(num_clients))
 

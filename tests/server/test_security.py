@@ -259,9 +259,7 @@ async def raw_answer(port: int, request: bytes) -> bytes:
 
 async def slow_reader(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Of a stream of some megabytes; it reads nothing before it is told to."""
-    body = json.dumps(
-        chat_body(stream=True, logprobs=True, top_logprobs=20, max_tokens=800, ignore_eos=True)
-    )
+    body = json.dumps(chat_body(stream=True, logprobs=True, top_logprobs=20, max_tokens=800, ignore_eos=True))
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)  # so that the kernel keeps little

@@ -77,7 +77,7 @@ def left(server: RealServer) -> dict[str, Any]:
     return {**held, "fds": server.num_fds()}
 
 
-@pytest.mark.parametrize("num_clients", [100, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("num_clients", [100, pytest.param(10_000, marks=pytest.mark.soak)])
 def test_clients_that_vanish_leave_nothing(server: RealServer, num_clients: int) -> None:
     text = server.complete(**PROMPT)
     asyncio.run(vanish_all(server.port, len(PHASES)))
