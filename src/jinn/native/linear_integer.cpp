@@ -27,25 +27,26 @@ JINN_INLINE uint32_t word_at(const uint8_t* codes, int64_t w) {
 template <int Bits, int Words, int R>
 JINN_INLINE void add_products(const u32x16* words, const uint8_t* const* x, int64_t offset, i32x16* dots) {
   constexpr int kChains = R <= 2 ? 2 : 1;
-  i32x16 sums[R][kChains] = {};
-  if constexpr (kChains == 1) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sums[r][0] = dots[r];
-  }
+  constexpr int kWords = Words < Products<Bits>::kMaxWords ? Words : Products<Bits>::kMaxWords;
 #pragma GCC unroll 8
-  for (int w = 0; w < Words; ++w) {
+  for (int first = 0; first < Words; first += kWords) {
+    Products<Bits> products[R][kChains];
+    if constexpr (kChains == 1) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) products[r][0].start = dots[r];
+    }
+#pragma GCC unroll 8
+    for (int w = first; w < first + kWords; ++w) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) products[r][w % kChains].add(words[w], word_at(x[r] + offset, w));
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      i32x16& sum = sums[r][w % kChains];
-      sum = dot_u8s8<Bits>(sum, words[w], word_at(x[r] + offset, w));
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    if constexpr (kChains == 1) {
-      dots[r] = sums[r][0];
-    } else {
-      dots[r] += sums[r][0] + sums[r][1];
+      if constexpr (kChains == 1) {
+        dots[r] = products[r][0].total();
+      } else {
+        dots[r] += products[r][0].total() + products[r][1].total();
+      }
     }
   }
 }

@@ -277,12 +277,8 @@ JINN_INLINE void store_bytes(int8_t* to, i32x16 v) {
 }
 
 #if defined(JINN_AVX2) && !defined(JINN_AVX_VNNI)
-// Bytes of up to 7 bits: two products fit into the 16 bits that they are first added up in.
 template <int Bits>
 JINN_INLINE __m256i dot_part(__m256i sum, __m256i w, __m256i a) {
-  if constexpr (Bits < 8) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)));
-  }
   const __m256i even =
       _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(0xff)), _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8));
   const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), _mm256_srai_epi16(a, 8));
@@ -319,6 +315,37 @@ JINN_INLINE i32x16 dot_u8s8(i32x16 sum, u32x16 w, uint32_t a) {
   return i32x16::each([&](int p) { return sum.parts[p] + dot_part(w.parts[p], a); });
 #endif
 }
+
+// A sum of products of words of bytes, of at most kMaxWords words, that goes on from `start`.
+template <int Bits>
+struct Products {
+  static constexpr int kMaxWords = 1 << 20;
+  i32x16 start = {};
+
+  void add(u32x16 w, uint32_t a) { start = dot_u8s8<Bits>(start, w, a); }
+  i32x16 total() const { return start; }
+};
+#if defined(JINN_AVX2) && !defined(JINN_AVX_VNNI)
+// As many words as 16 bits hold the sums of.
+template <int Bits>
+  requires(Bits < 8)
+struct Products<Bits> {
+  static constexpr int kMaxWords = 32767 / (2 * 128 * ((1 << Bits) - 1));
+  i32x16 start = {};
+  __m256i sums[i32x16::kParts] = {};
+
+  void add(u32x16 w, uint32_t a) {
+    const __m256i bytes = _mm256_set1_epi32(static_cast<int>(a));
+    for (int p = 0; p < i32x16::kParts; ++p) {
+      sums[p] = _mm256_add_epi16(sums[p], _mm256_maddubs_epi16((__m256i)w.parts[p], bytes));
+    }
+  }
+  i32x16 total() const {
+    const __m256i ones = _mm256_set1_epi16(1);
+    return i32x16::each([&](int p) { return start.parts[p] + (i32x16::Part)_mm256_madd_epi16(sums[p], ones); });
+  }
+};
+#endif
 
 JINN_INLINE float half_to_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
