@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
+import jsonschema_rs
 import numpy as np
 import pytest
 
 import jinn
-from jinn import LLM, SamplingParams
+from jinn import LLM, SamplingParams, StructuredOutput
 from jinn.llm import Completion
 from jinn.models.fields import ConfigError
 from lora_folders import llama_linear_shapes, write_lora
@@ -67,7 +71,7 @@ def test_import_is_light():
 
 def test_public_names():
     assert jinn.SamplingParams is SamplingParams
-    assert {"LLM", "SamplingParams", "__version__"} <= set(dir(jinn))
+    assert {"LLM", "SamplingParams", "StructuredOutput", "__version__"} <= set(dir(jinn))
     with pytest.raises(AttributeError, match="no attribute 'Llm'"):
         _ = jinn.Llm
 
@@ -372,3 +376,74 @@ def test_adapters(tiny_path, tmp_path):
         assert drawn(answer) == drawn(llm.generate([ids], DRAWN, adapter="first")[0])
         with pytest.raises(ValueError, match="there is no adapter 'second'"):
             llm.generate("hint", DRAWN, adapter="second")
+
+
+BOOK = {
+    "type": "object",
+    "properties": {
+        "year": {"type": "integer", "minimum": 1700, "maximum": 1900},
+        "kind": {"enum": ["play", "poem"]},
+    },
+    "required": ["year", "kind"],
+    "additionalProperties": False,
+}
+STRUCTURED = {
+    "json_schema": (BOOK, lambda text: jsonschema_rs.is_valid(BOOK, json.loads(text))),
+    "json_object": (True, lambda text: isinstance(json.loads(text), dict)),
+    "regex": ("2024-(0[1-9]|1[0-2])", re.compile("2024-(0[1-9]|1[0-2])").fullmatch),
+    "choice": (("yes", "no"), ("yes", "no").__contains__),
+    "grammar": ('root ::= "a" ("+" "b")+', re.compile(r"a(\+b)+").fullmatch),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_structured_answers(llm, name):
+    value, is_valid = STRUCTURED[name]
+    structured = StructuredOutput(**{name: value})
+    sampling = SamplingParams(seed=3, max_tokens=100, n=4, stop=("0", "e", "b"))
+    (answer,) = llm.generate("hint", sampling, structured=structured)
+    whole = [choice for choice in answer.choices if choice.finish_reason == "stop"]
+    assert whole
+    assert all(is_valid(choice.text) for choice in whole)
+    streamed = "".join(d.text for d in llm.stream("hint", replace(sampling, n=1), structured=structured))
+    assert streamed == answer.text
+    messages = [{"role": "user", "content": "hi"}]
+    chatted = llm.chat(messages, sampling, structured=structured)
+    (plain,) = llm.generate([llm.encode_chat(messages)], sampling, structured=structured)
+    assert [choice.token_ids for choice in chatted.choices] == [choice.token_ids for choice in plain.choices]
+
+
+def test_structured_answers_follow_thoughts(tmp_path):
+    folder = tiny_llama_folder(tmp_path / "tiny")
+    for file in folder.glob("*.json"):  # two tokens that the template below does not need
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text.replace("<|endoftext|>", "<think>").replace("<|im_start|>", "</think>"), "utf-8")
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0]['content'] }}<think>\n{# </think> #}", "utf-8")
+    sampling = SamplingParams(seed=3, max_tokens=20, logit_bias={1: 20.0})
+    with LLM(folder, cache_memory=2**20, chat_template=template) as llm:
+        assert llm.tokenize("<think></think>") == [0, 1]
+        answer = llm.chat(
+            [{"role": "user", "content": "hi"}], sampling, structured=StructuredOutput(choice=["yes"])
+        )
+        assert answer.token_ids[0] == 1
+        assert answer.text.endswith("yes")
+        assert answer.finish_reason == "stop"
+
+
+def test_structured_output_is_one_that_can_be_followed(llm):
+    for given in ({}, {"regex": "a", "json_object": True}):
+        with pytest.raises(ValueError, match="takes one of json_schema, json_object, regex, choice, grammar"):
+            StructuredOutput(**given)
+    with pytest.raises(ValueError, match=r"^json_schema: the keyword 'not' is not supported \(at '/not'\)"):
+        llm.generate("hint", structured=StructuredOutput(json_schema={"not": {}}))
+    with pytest.raises(ValueError, match=r"^regex: the pattern is not supported"):
+        llm.stream("hint", structured=StructuredOutput(regex="(?=a)"))
+
+
+@needs_packaged_model
+def test_the_example_of_the_docs(capsys):
+    page = Path(__file__).parents[1] / "docs" / "structured-output.md"
+    (code,) = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    exec(code, {})  # noqa: S102
+    assert capsys.readouterr().out in ("yes\n", "no\n")

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jinn.engine.messages import SamplingParams
     from jinn.llm import LLM
+    from jinn.text.structured_output import StructuredOutput
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "SamplingParams", "StructuredOutput", "__version__"]
 
-_MODULES = {"LLM": "jinn.llm", "SamplingParams": "jinn.engine.messages"}
+_MODULES = {
+    "LLM": "jinn.llm",
+    "SamplingParams": "jinn.engine.messages",
+    "StructuredOutput": "jinn.text.structured_output",
+}
 
 if not TYPE_CHECKING:
 

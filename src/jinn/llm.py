@@ -23,6 +23,7 @@ from jinn.engine.messages import (
     Abort,
     EngineStats,
     FinishReason,
+    Grammar,
     Prefilling,
     Ready,
     SamplingParams,
@@ -32,7 +33,9 @@ from jinn.engine.messages import (
 )
 from jinn.engine.start import LoadRunner, start_engine
 from jinn.frontend import load_frontend
+from jinn.text.chat_format import ChatFormat
 from jinn.text.choice import Choice, Delta
+from jinn.text.structured_output import StructuredOutput
 from jinn.text.turns import turn_starts
 from jinn.weights.hub import resolve_model
 
@@ -139,6 +142,7 @@ class LLM:
             **{name: value for name, value in limits.items() if value is not None},
         )
         self._frontend = load_frontend(path, chat_template)
+        self._chat_format = ChatFormat.of(self._frontend.template)
         load_runner = _runner_loader(ops)
         self._engine: Engine | None = start_engine(config, load_runner, progress or (lambda *_: None))
         self._answers: dict[str, _Answer] = {}  # by request id, while they run
@@ -187,16 +191,32 @@ class LLM:
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         adapter: str | None = None,
+        structured: StructuredOutput | None = None,
     ) -> list[Completion]:
         """An answer to each prompt, in order. A prompt is text or ids; `sampling` is for all, or one each.
 
-        `adapter` names the one of `lora_adapters` that all go through. Raises ValueError for an unknown one,
-        or a prompt that is empty, too long or outside the vocabulary, before anything is computed, and
-        RuntimeError where the model fails on one.
+        `adapter` names the one of `lora_adapters` that all go through. `structured` is what each answer must
+        be; it alone says where one ends, whatever `sampling.stop`, and one whose finish_reason is "stop"
+        is whole. Raises ValueError for an unknown adapter, a schema that cannot be followed, or a prompt that
+        is empty, too long or outside the vocabulary, before anything is computed, and RuntimeError where the
+        model fails on one.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        grammar = None if structured is None else Grammar(structured.grammar_text())
+        return self._completions(prompts, sampling, adapter, [grammar] * len(prompts))
+
+    def _completions(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingParams | Sequence[SamplingParams] | None,
+        adapter: str | None,
+        grammars: Sequence[Grammar | None],
+    ) -> list[Completion]:
         samplings = self._samplings(sampling, len(prompts))
-        answers = [self._answer(prompt, one, adapter) for prompt, one in zip(prompts, samplings, strict=True)]
+        answers = [
+            self._answer(prompt, one, adapter, grammar)
+            for prompt, one, grammar in zip(prompts, samplings, grammars, strict=True)
+        ]
         with self._running(answers):
             while not all(answer.is_finished for answer in answers):
                 self._step()
@@ -208,17 +228,38 @@ class LLM:
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         adapter: str | None = None,
+        structured: StructuredOutput | None = None,
         **template_kwargs: Any,
     ) -> Any:
         """The assistant's answer to a conversation: a Completion; to a list of conversations, a list of them.
 
-        `template_kwargs` are further variables of the chat template. Raises as `encode_chat` and `generate`.
+        `structured` holds what follows the thoughts, if the model thinks. `template_kwargs` are further
+        variables of the chat template. Raises as `encode_chat` and `generate`.
         """
         is_single = not messages or isinstance(messages[0], Mapping)
         conversations: Any = [messages] if is_single else messages
         prompts = [self.encode_chat(conversation, **template_kwargs) for conversation in conversations]
-        completions = self.generate(prompts, sampling, adapter=adapter)
+        text = None if structured is None else structured.grammar_text()
+        grammars = [self._chat_grammar(text, prompt, template_kwargs) for prompt in prompts]
+        completions = self._completions(prompts, sampling, adapter, grammars)
         return completions[0] if is_single else completions
+
+    def _chat_grammar(
+        self, text: str | None, prompt_ids: Sequence[int], template_kwargs: Mapping[str, Any]
+    ) -> Grammar | None:
+        """What holds the answer to such a prompt behind its thoughts."""
+        if text is None:
+            return None
+        tokenizer, chat_format = self._frontend.tokenizer, self._chat_format
+        is_thinking = chat_format.is_thinking(
+            tokenizer, prompt_ids, is_continued=bool(template_kwargs.get("continue_final_message"))
+        )
+        is_wanted = template_kwargs.get(chat_format.thinking_switch or "")
+        ids = chat_format.thinking_ids(tokenizer, is_thinking=is_thinking, is_wanted=is_wanted)
+        if ids is None:
+            raise ValueError("structured: this model's thoughts do not end with a token of their own")
+        opening_id, after_id = ids
+        return Grammar(text, after_id, opening_id)
 
     def stream(
         self,
@@ -226,6 +267,7 @@ class LLM:
         sampling: SamplingParams | None = None,
         *,
         adapter: str | None = None,
+        structured: StructuredOutput | None = None,
         on_prefill: Progress | None = None,
     ) -> Iterator[Delta]:
         """The answer as it is drawn: deltas with `index` and `text`; a choice's last has `finish_reason`.
@@ -234,7 +276,8 @@ class LLM:
         request. Raises as `generate`.
         """
         sampling = self.default_sampling if sampling is None else sampling
-        return self._deltas(self._answer(prompt, sampling, adapter, on_prefill))
+        grammar = None if structured is None else Grammar(structured.grammar_text())
+        return self._deltas(self._answer(prompt, sampling, adapter, grammar, on_prefill))
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """The model's logits after each token: float32 [len(token_ids), vocab_size], one full forward.
@@ -280,6 +323,7 @@ class LLM:
         prompt: Prompt,
         sampling: SamplingParams,
         adapter: str | None,
+        grammar: Grammar | None,
         on_prefill: Progress | None = None,
     ) -> _Answer:
         """What will hold the answer to a prompt that can be served."""
@@ -288,10 +332,11 @@ class LLM:
         prompt_ids = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
         self._check_ids(prompt_ids, max_tokens=self.ready.max_model_len - 1)
         seed = secrets.randbelow(_MAX_DRAWN_SEED) if sampling.seed is None else sampling.seed
-        sampling = replace(sampling, seed=seed)
+        sampling = replace(sampling, seed=seed, stop=sampling.stop if grammar is None else ())
         choices = [_Choice(Choice(index, sampling, self._frontend.tokenizer)) for index in range(sampling.n)]
         starts = turn_starts(self._frontend.tokenizer, prompt_ids)
-        return _Answer(next(self._request_ids), prompt_ids, starts, sampling, adapter, choices, on_prefill)
+        request_id = next(self._request_ids)
+        return _Answer(request_id, prompt_ids, starts, sampling, adapter, grammar, choices, on_prefill)
 
     def _check_ids(self, token_ids: Sequence[int], max_tokens: int) -> None:
         ready = self.ready
@@ -372,6 +417,7 @@ class _Answer:
     turn_starts: tuple[int, ...]
     sampling: SamplingParams
     adapter: str | None
+    grammar: Grammar | None
     choices: list[_Choice]
     on_prefill: Progress | None
     deltas: list[Delta] = field(default_factory=list)  # for `stream` to take
@@ -386,10 +432,14 @@ class _Answer:
 
     def submit(self) -> Submit:
         sampling = replace(self.sampling, stop=())
-        prompt_ids = tuple(self.prompt_ids)
-        starts = self.turn_starts
         return Submit(
-            self.request_id, _TENANT, prompt_ids, sampling, turn_starts=starts, adapter=self.adapter
+            self.request_id,
+            _TENANT,
+            tuple(self.prompt_ids),
+            sampling,
+            self.grammar,
+            self.turn_starts,
+            self.adapter,
         )
 
     def take_progress(self, prefilling: Prefilling) -> None:

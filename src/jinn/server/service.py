@@ -23,7 +23,7 @@ from jinn.server.interfaces import Engine
 from jinn.server.metrics import Metrics
 from jinn.server.reading import Reading, Vectors
 from jinn.server.structured import Wanted
-from jinn.text.chat_format import ChatFormat
+from jinn.text.chat_format import NO_THINKING, ChatFormat, ThinkingIds
 from jinn.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("jinn.server")
@@ -40,12 +40,6 @@ MAX_RESTART_SECONDS = 30.0
 MAX_RETRY_SECONDS = 600
 CUT_SECONDS = 1.0  # to write the last words of a request that was cut
 _LONG_TEXT = 16_384  # characters; a few milliseconds of tokenising
-
-
-ThinkingIds = tuple[int | None, int | None] | None
-"""The ids of the tags around thoughts, the opening one's where the answer may yet begin with it; None where
-the answer begins with thoughts that end with no token of their own."""
-NO_THINKING: ThinkingIds = (None, None)
 
 
 class Throughput:

@@ -8,7 +8,8 @@ from typing import Any
 
 from jinn.engine.messages import SamplingParams, ThinkingBudget
 from jinn.server import errors
-from jinn.server.service import NO_THINKING, Service, ThinkingIds
+from jinn.server.service import Service
+from jinn.text.chat_format import NO_THINKING, ThinkingIds
 from jinn.text.message_parser import MessageParser
 from jinn.text.reasoning import ReasoningFormat
 from jinn.text.tool_formats.calls import Tool
@@ -111,20 +112,8 @@ async def prepare_turn(service: Service, request: TurnRequest, sampling: Samplin
         parallel=request.parallel_tool_calls,
         come_first=request.calls_come_first,
     )
-    thinking_ids = _thinking_ids(service, is_thinking=is_thinking, is_wanted=is_wanted)
+    thinking_ids = chat_format.thinking_ids(service.tokenizer, is_thinking=is_thinking, is_wanted=is_wanted)
     return Turn(prompt_ids, sampling, make_parser, is_thinking, thinking_ids)
-
-
-def _thinking_ids(service: Service, *, is_thinking: bool, is_wanted: bool | None) -> ThinkingIds:
-    """See `ThinkingIds`."""
-    reasoning = service.chat_format.reasoning
-    if reasoning is None or (is_wanted is False and not is_thinking):
-        return NO_THINKING
-    tag_ids = reasoning.tag_ids(service.tokenizer)
-    if tag_ids is None:
-        return None if is_thinking else NO_THINKING
-    start_id, end_id = tag_ids
-    return (None if is_thinking else start_id), end_id
 
 
 def _check_tools(service: Service, request: TurnRequest) -> None:

@@ -12,6 +12,11 @@ from jinn.text.tokenizer import Tokenizer
 from jinn.text.tool_formats.calls import Tool, ToolFormat
 from jinn.text.tools import TOOL_FORMATS, ToolParser, find_tool_format
 
+ThinkingIds = tuple[int | None, int | None] | None
+"""The ids of the tags around thoughts, the opening one's where the answer may yet begin with it; None where
+the answer begins with thoughts that end with no token of their own."""
+NO_THINKING: ThinkingIds = (None, None)
+
 _THINKING_SWITCHES = ("enable_thinking", "thinking")  # Qwen's and DeepSeek's
 
 
@@ -56,6 +61,16 @@ class ChatFormat:
             start -= 1
         end = tokenizer.decode(prompt_ids[start:], skip_special=False)
         return self.reasoning.is_open(end, is_continued=is_continued)
+
+    def thinking_ids(self, tokenizer: Tokenizer, *, is_thinking: bool, is_wanted: bool | None) -> ThinkingIds:
+        """See `ThinkingIds`; `is_wanted` is what was said of thoughts, if anything."""
+        if self.reasoning is None or (is_wanted is False and not is_thinking):
+            return NO_THINKING
+        tag_ids = self.reasoning.tag_ids(tokenizer)
+        if tag_ids is None:
+            return None if is_thinking else NO_THINKING
+        start_id, end_id = tag_ids
+        return (None if is_thinking else start_id), end_id
 
     def parser_factory(
         self, tools: Sequence[Tool], *, is_thinking: bool, parallel: bool = True, come_first: bool = False
