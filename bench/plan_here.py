@@ -34,7 +34,7 @@ CHECKED = (Run(384), Run(24, 1, 256), Run(24, 8, 128))
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=_native.default_num_threads())
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--repeat", type=int, default=9)
     parser.add_argument("--folder", type=Path, default=Path("build") / "plan-here")
     parser.add_argument("--only", default="", help="models whose names contain this")
     arguments = parser.parse_args()

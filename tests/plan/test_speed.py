@@ -39,6 +39,8 @@ EFFICIENCIES = st.builds(
     Efficiency,
     **{name: st.floats(0.05, 1) for name in ("linear", "experts", "attention", "weights", "kv", "link")},
     overlap=st.floats(0, 1),
+    tile=st.floats(1, 128),
+    ramp=st.floats(0, 1),
 )
 ANY = (st.sampled_from(sorted(SHAPES)), EFFICIENCIES, PLACEMENTS, STEPS)
 
@@ -73,6 +75,21 @@ def test_a_dense_step_by_hand():
     assert times["attention"] == pytest.approx(4 * 1000 * 147_456 / 3350e9)
     many = step_seconds(shape, Machine(chip, EXACT), Placement(), Step.prefill(100_000, 10))
     assert many["linears"] == pytest.approx(100_000 * matrices / 989e12)  # 2 operations for 2 bytes
+
+
+def test_few_rows_cost_a_tile_or_as_the_ramp_says():
+    chip, shape = changed(find_chip("H100"), bandwidth=1e9), SHAPES["Qwen3-30B-A3B"]
+
+    def seconds(num_tokens, **changes):
+        machine = Machine(chip, replace(EXACT, tile=64.0, **changes))
+        return step_seconds(shape, machine, Placement(), Step.decode(num_tokens, 10))
+
+    assert seconds(4)["linears"] == pytest.approx(seconds(64)["linears"])
+    assert seconds(4, ramp=0.5)["linears"] == pytest.approx(seconds(64)["linears"] * math.sqrt(4 / 64))
+    assert seconds(4, ramp=0.0)["linears"] == pytest.approx(seconds(64)["linears"] * 4 / 64)
+    alone = seconds(1, ramp=0.0)["experts"]
+    assert seconds(1, ramp=0.5)["experts"] == pytest.approx(8 * alone), "8 experts of one row each"
+    assert seconds(1)["experts"] == pytest.approx((1 + 63 / 2) * alone)
 
 
 def test_states_are_read_and_written():
