@@ -118,6 +118,7 @@ void bf16_tile_rows(const LinearPiece& piece, int64_t tile, int64_t first_row, c
   f32x16 y[Rows] = {};
   for (int64_t w = 0; w < num_words; w += kStepWords) {
     const int count = static_cast<int>(num_words - w < kStepWords ? num_words - w : kStepWords);
+    if constexpr (Rows <= 2) prefetch<kStepWords>(words + 64 * w + kPrefetchBytes);
     add_step<Rows, 1>(panel + 2 * w * Rows, words + 64 * w, 64, count, y);
   }
 #pragma GCC unroll 12

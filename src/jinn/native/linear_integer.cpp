@@ -51,18 +51,8 @@ JINN_INLINE void add_products(const u32x16* words, const uint8_t* const* x, int6
   }
 }
 
-// Few rows wait for memory, which then must be asked early: hardware looks no further than a page. So much further than
-// what is multiplied, or a tile, the codes and scales of a group's length are fetched.
-constexpr int64_t kPrefetchBytes = 8192;
-
-template <class Codes>
-JINN_INLINE void prefetch(const uint8_t* from, int64_t group) {
-  constexpr int kLines = Codes::kBits + 1, kLineBytes = 64;  // of a group, rounded up
-#pragma GCC unroll 9
-  for (int line = 0; line < kLines; ++line) __builtin_prefetch(from + (group * kLines + line) * kLineBytes, 0, 2);
-}
-
-// One tile for R rows, which lie in one block of activations.
+// One tile for R rows, which lie in one block of activations. Few rows fetch what follows kPrefetchBytes later, or the
+// next tile: codes and scales of a group's length, rounded up to lines.
 template <class Codes, bool IsWide, int R>
 void tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) {
   constexpr int kGroupBytes = IsWide ? 2 * kGroup : kGroup;
@@ -77,7 +67,7 @@ void tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) 
   for (int64_t g = 0, end = piece.weight->cols() / kGroup; g < end; ++g) {
     u32x16 words[kGroupWords];
     f32x16 scales[Codes::kScales], mins[Codes::kScales] = {};
-    if constexpr (R < 4) prefetch<Codes>(ahead, g);
+    if constexpr (R < 4) prefetch<Codes::kBits + 1>(ahead + g * (Codes::kBits + 1) * 64);
     Codes::load_codes(tile, g, words);
     Codes::load_scales(tile, g, scales, mins);
 #pragma GCC unroll 2

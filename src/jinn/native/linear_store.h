@@ -1,10 +1,14 @@
-// The end of every linear kernel: bias, residual and the store of one tile's 16 outputs of one row.
+// What linear kernels share: how early they ask for weights, and their end, which is bias, residual and the store of
+// one tile's 16 outputs of one row.
 #pragma once
 
 #include "kernels.h"
 #include "vec.h"
 
 namespace jinn::JINN_ISA {
+
+// Few rows wait for memory, which then must be asked early: hardware looks no further than a page.
+constexpr int64_t kPrefetchBytes = 8192;
 
 JINN_INLINE void store_tile(const LinearPiece& piece, int64_t tile, int64_t row, f32x16 y) {
   const int64_t col = tile * kTileRows - piece.first_weight_row;
