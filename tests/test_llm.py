@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -437,6 +438,11 @@ def test_structured_output_is_one_that_can_be_followed(llm):
             StructuredOutput(**given)
     with pytest.raises(ValueError, match=r"^json_schema: the keyword 'not' is not supported \(at '/not'\)"):
         llm.generate("hint", structured=StructuredOutput(json_schema={"not": {}}))
+    with pytest.raises(ValueError, match="choice must be a list of texts"):
+        StructuredOutput(choice="yes")
+    deep = functools.reduce(lambda inner, _: {"const": [inner]}, range(5000), {})
+    with pytest.raises(ValueError, match=r"^json_schema: .*nested"):
+        llm.generate("hint", structured=StructuredOutput(json_schema=deep))
     with pytest.raises(ValueError, match=r"^regex: the pattern is not supported"):
         llm.stream("hint", structured=StructuredOutput(regex="(?=a)"))
 

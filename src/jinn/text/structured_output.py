@@ -31,6 +31,8 @@ class StructuredOutput:
         if len(self._given()) != 1:
             names = ", ".join(field.name for field in fields(self))
             raise ValueError(f"a StructuredOutput takes one of {names}")
+        if isinstance(self.choice, str):
+            raise ValueError("choice must be a list of texts, not one")
 
     def grammar_text(self) -> str:
         """What llguidance reads. Raises ValueError naming the attribute and, in a schema, the place."""
@@ -44,6 +46,8 @@ class StructuredOutput:
         except GrammarError as error:
             place = f" (at '{error.pointer}')" if error.pointer else ""
             raise ValueError(f"{name}: {error}{place}") from None
+        except RecursionError:
+            raise ValueError(f"{name}: it is nested too deeply") from None
 
     def _given(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
