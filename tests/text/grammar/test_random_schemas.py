@@ -95,14 +95,19 @@ def test_schemas_as_people_write_them(name):
 @pytest.mark.parametrize(
     "schema",
     [
-        {"multipleOf": 19_997},
-        {"type": "integer", "multipleOf": 997 * 10**5},
-        {"type": "integer", "allOf": [{"multipleOf": 97}, {"multipleOf": 200}]},
-        {"type": "object", "properties": {"a": {"multipleOf": 9_973}, "b": {"multipleOf": 9_967}}},
+        {"multipleOf": 4_999},
+        {"type": "integer", "multipleOf": 5_000},
+        {"multipleOf": 1.375},
+        {"type": "number", "multipleOf": 99.9},
+        {"multipleOf": 0.3, "minimum": 17.1},
+        {"type": "integer", "allOf": [{"multipleOf": 97}, {"multipleOf": 50}]},
+        {"properties": {"a": {"multipleOf": 4_999}, "b": {"multipleOf": 4_993}}},
     ],
 )
-def test_multiples_are_soon_read(schema):
-    assert not compiled(schema).is_error()
+def test_multiples_are_soon_read_and_keep_their_digits(schema):
+    outcomes = Counter()
+    check_answers(schema, compiled(schema), 3, 40, outcomes)
+    assert outcomes["stop"] >= 30, outcomes
 
 
 _anything = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=6))

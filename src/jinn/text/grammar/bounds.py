@@ -37,6 +37,12 @@ def is_exact(value: float) -> bool:
     )
 
 
+def greatest_multiple(divisor: float) -> int:
+    """Up to here every reader keeps all digits of the divisor's multiples."""
+    decimals = num_decimals(divisor)
+    return 10 ** max(NUM_DIGITS - decimals, 0) if decimals else SAFE_INTEGER
+
+
 def num_decimals(value: float) -> int:
     """Digits after the decimal point."""
     exponent = _exact(value).normalize().as_tuple().exponent

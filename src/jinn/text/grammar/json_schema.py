@@ -12,7 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from jinn.text.grammar.bounds import NUM_DIGITS, SAFE_INTEGER, greatest, is_exact, least, num_decimals, scaled
+from jinn.text.grammar.bounds import (
+    NUM_DIGITS,
+    SAFE_INTEGER,
+    greatest,
+    greatest_multiple,
+    is_exact,
+    least,
+    num_decimals,
+    scaled,
+)
 from jinn.text.grammar.formats import FORMATS, NUMBER_FORMATS
 from jinn.text.grammar.pattern import PatternError, anywhere
 
@@ -36,7 +45,7 @@ _ANNOTATIONS = frozenset(
     | {"deprecated", "readOnly", "writeOnly", "contentMediaType", "contentEncoding", "discriminator"}
 )
 _MAX_MULTIPLE, _MAX_DECIMALS = 2**31, 6
-_QUICK_MULTIPLE, _QUICK_MULTIPLE_OF_TENS = 20_000, 1_000  # llguidance reads these in less than a second
+_MAX_DIVISOR, _MAX_DIVISOR_PRODUCT = 5_000, 20_000  # beyond, llguidance follows remainders for too long
 _COMBINING = frozenset({"allOf", "anyOf", "oneOf", "$ref"})  # what they hold may be said of one value twice
 
 
@@ -171,10 +180,11 @@ class _Normalizer:
         decimals = min(max(map(num_decimals, self.multiples), default=0), _MAX_DECIMALS)
         product = 1
         for number, pointer in self.multiples.items():
-            multiple = scaled(number, decimals)
-            product *= multiple
-            is_quick = _is_quick_multiple(product if self.is_combined else multiple)
-            if num_decimals(number) > decimals or product >= _MAX_MULTIPLE or not is_quick:
+            product *= scaled(number, decimals)
+            is_costly = scaled(number, num_decimals(number)) > _MAX_DIVISOR or (
+                self.is_combined and product > _MAX_DIVISOR_PRODUCT
+            )
+            if num_decimals(number) > decimals or product >= _MAX_MULTIPLE or is_costly:
                 raise SchemaError(pointer, "the values of 'multipleOf' have too many digits")
 
     def count(self, value: Any, pointer: str, _: int, __: Any, result: dict[str, Any]) -> None:
@@ -422,23 +432,17 @@ def _can_end(schema: Any, finite: set[str]) -> bool:
     return True
 
 
-def _is_quick_multiple(multiple: int) -> bool:
-    """Whether few remainders matter on the way through the digits of a number, as for tens and hundreds."""
-    without_tens = multiple
-    while without_tens and without_tens % 10 == 0:
-        without_tens //= 10
-    return multiple <= _QUICK_MULTIPLE or without_tens <= _QUICK_MULTIPLE_OF_TENS
-
-
 def _set_bounds(result: dict[str, Any], pointer: str) -> None:
+    """Draw bounds in to where every reader keeps a number, and with it whether it is a multiple."""
+    limit = greatest_multiple(result["multipleOf"]) if "multipleOf" in result else SAFE_INTEGER
     low = least(result.pop("minimum", None), result.pop("exclusiveMinimum", None))
     high = greatest(result.pop("maximum", None), result.pop("exclusiveMaximum", None))
-    if (low is not None and low > SAFE_INTEGER) or (high is not None and high < -SAFE_INTEGER):
-        raise SchemaError(pointer, "numbers beyond 2**53 only are not supported")
-    if low is not None:
-        result["minimum"] = low
-    if high is not None:
-        result["maximum"] = high
+    if (low is not None and low > limit) or (high is not None and high < -limit):
+        raise SchemaError(pointer, f"numbers beyond {limit} only are not supported here")
+    if low is not None or "multipleOf" in result:
+        result["minimum"] = -limit if low is None else max(low, -limit)
+    if high is not None or "multipleOf" in result:
+        result["maximum"] = limit if high is None else min(high, limit)
 
 
 def _check_min_properties(result: dict[str, Any], pointer: str) -> None:
