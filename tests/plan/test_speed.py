@@ -40,7 +40,8 @@ EFFICIENCIES = st.builds(
     **{name: st.floats(0.05, 1) for name in ("linear", "experts", "attention", "weights", "kv", "link")},
     overlap=st.floats(0, 1),
     tile=st.floats(1, 128),
-    ramp=st.floats(0, 1),
+    unpack=st.floats(0, 100),
+    few=st.floats(1, 100),
 )
 ANY = (st.sampled_from(sorted(SHAPES)), EFFICIENCIES, PLACEMENTS, STEPS)
 
@@ -77,19 +78,24 @@ def test_a_dense_step_by_hand():
     assert many["linears"] == pytest.approx(100_000 * matrices / 989e12)  # 2 operations for 2 bytes
 
 
-def test_few_rows_cost_a_tile_or_as_the_ramp_says():
+def test_what_few_rows_cost():
     chip, shape = changed(find_chip("H100"), bandwidth=1e9), SHAPES["Qwen3-30B-A3B"]
 
-    def seconds(num_tokens, **changes):
-        machine = Machine(chip, replace(EXACT, tile=64.0, **changes))
-        return step_seconds(shape, machine, Placement(), Step.decode(num_tokens, 10))
+    def seconds(kind, num_tokens, **changes):
+        machine = Machine(chip, replace(EXACT, **changes))
+        return step_seconds(shape, machine, Placement(), Step.decode(num_tokens, 10))[kind]
 
-    assert seconds(4)["linears"] == pytest.approx(seconds(64)["linears"])
-    assert seconds(4, ramp=0.5)["linears"] == pytest.approx(seconds(64)["linears"] * math.sqrt(4 / 64))
-    assert seconds(4, ramp=0.0)["linears"] == pytest.approx(seconds(64)["linears"] * 4 / 64)
-    alone = seconds(1, ramp=0.0)["experts"]
-    assert seconds(1, ramp=0.5)["experts"] == pytest.approx(8 * alone), "8 experts of one row each"
-    assert seconds(1)["experts"] == pytest.approx((1 + 63 / 2) * alone)
+    row, row_of_experts = seconds("linears", 1), seconds("experts", 1)
+    assert seconds("linears", 4, tile=64.0) == pytest.approx(64 * row)
+    assert seconds("linears", 4, unpack=10.0) == pytest.approx(14 * row)
+    assert seconds("linears", 4, unpack=10.0, few=3.0) == pytest.approx(12 * row)
+    assert seconds("linears", 5, unpack=10.0, few=3.0) == pytest.approx(15 * row)
+    assert seconds("linears", 100, unpack=10.0, few=3.0) == pytest.approx(110 * row)
+    assert seconds("experts", 1, tile=64.0) == pytest.approx((1 + 63 / 2) * row_of_experts), (
+        "8 experts of a row"
+    )
+    assert seconds("experts", 1, unpack=10.0, few=3.0) == pytest.approx(3 * row_of_experts)
+    assert seconds("experts", 1, unpack=1.0, few=3.0) == pytest.approx(2 * row_of_experts)
 
 
 def test_states_are_read_and_written():

@@ -39,7 +39,8 @@ class Efficiency:
     request: float = quantity("s", 5e-6)
     first_token: float = quantity("s", 5e-3)
     tile: float = quantity("1", 64.0, low=1.0)  # rows of activations that are multiplied at once
-    ramp: float = quantity("1", 1.0, high=1.0)  # r rows of a tile of t cost as many as r^(1 - ramp) t^ramp
+    unpack: float = quantity("1", 0.0)  # rows that take as long as what is done once with the weights
+    few: float = quantity("1", 1e6, low=1.0)  # times as long as one of many that each of few rows takes
     attention_arithmetic: str = choice(("bf16", "f32"), "bf16")
     provenance: str = text("assumed")  # measured, calibrated or assumed
     source: str = text("the scenario")

@@ -70,7 +70,8 @@ FITTED: Mapping[str, tuple[float, float]] = {
     "weights": (0.02, 1.0),
     "kv": (0.02, 1.0),
     "layer": (1e-7, 1e-2),
-    "ramp": (0.01, 1.0),
+    "unpack": (0.1, 256.0),
+    "few": (1.0, 64.0),
 }
 
 

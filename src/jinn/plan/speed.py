@@ -159,8 +159,10 @@ def _split(matrix: Matrix, placement: Placement) -> int:
 
 
 def _matrix_seconds(matrix: Matrix, machine: Machine, split: int, num_tokens: float) -> float:
+    """Fewer rows than a tile cost as much as a tile, unless few rows are multiplied in another way."""
+    padded = max(num_tokens, machine.efficiency.tile)
     return machine.seconds(
-        _rows_worth(num_tokens, machine.efficiency) * matrix.flops / split,
+        _rows_worth(num_tokens, padded, machine.efficiency) * matrix.flops / split,
         matrix.arithmetic,
         machine.efficiency.linear,
         matrix.num_bytes / split,
@@ -168,11 +170,9 @@ def _matrix_seconds(matrix: Matrix, machine: Machine, split: int, num_tokens: fl
     )
 
 
-def _rows_worth(num_rows: float, efficiency: Efficiency) -> float:
-    """Rows of whole tiles that take as long: fewer than a tile cost one, or less where `ramp` is below 1."""
-    if num_rows == 0 or num_rows >= efficiency.tile:
-        return num_rows
-    return float(num_rows ** (1 - efficiency.ramp) * efficiency.tile**efficiency.ramp)
+def _rows_worth(num_rows: float, padded: float, efficiency: Efficiency) -> float:
+    """How many of many rows take as long as these, which fill tiles of `padded` rows."""
+    return min(efficiency.few * num_rows, padded + efficiency.unpack) if num_rows else 0.0
 
 
 def distinct_experts(num_experts: int, num_experts_per_tok: int, num_tokens: float) -> float:
@@ -184,18 +184,16 @@ def distinct_experts(num_experts: int, num_experts_per_tok: int, num_tokens: flo
 def _expert_seconds(matrix: Matrix, machine: Machine, placement: Placement, step: Step) -> float:
     """The tokens of all dp ranks meet at the experts; each chip has its share of experts, or of each of them.
 
-    An expert's tokens fill whole tiles of rows, so that in the mean half a tile of each expert is empty;
-    where fewer rows cost less, each expert has its share of them.
+    An expert's tokens fill whole tiles of rows, so that in the mean half a tile of each expert is empty.
     """
     chips = placement.tp * placement.dp
     tokens = step.num_tokens * (placement.dp if placement.ep > 1 else 1)
     read_by = chips if placement.ep > 1 else placement.tp
     hit = distinct_experts(matrix.copies, matrix.active, tokens)
-    padded = tokens * matrix.active + hit * (machine.efficiency.tile - 1) / 2
-    if machine.efficiency.ramp < 1:
-        padded = hit * _rows_worth(tokens * matrix.active / hit, machine.efficiency) if hit else 0.0
+    rows = tokens * matrix.active / hit if hit else 0.0
+    padded = rows + (machine.efficiency.tile - 1) / 2
     return machine.seconds(
-        padded * 2 * matrix.rows * matrix.cols / read_by,
+        hit * _rows_worth(rows, padded, machine.efficiency) * 2 * matrix.rows * matrix.cols / read_by,
         matrix.arithmetic,
         machine.efficiency.experts,
         matrix.num_bytes * hit / matrix.copies / read_by,
