@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -40,21 +41,37 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     kernels = _native.choose_kernels(env.isa() or "")
+    paths = dict(models(arguments.folder, arguments.only))
+    limits, measured = measure(paths, arguments.threads, arguments.repeat, kernels)
     name = f"this machine, {kernels.name}, {arguments.threads} threads"
-    table = machine_table(name, asdict(probe(arguments.threads, kernels)), physical_memory())
+    table = machine_table(name, limits, physical_memory())
     print(f"{name}: reads {table.bandwidth / 1e9:.1f} GB/s, int8 {table.int8 / 1e12:.2f} Top/s")
     known, worst = Calibration(chips=(table,)), []
-    for path, is_random in models(arguments.folder, arguments.only):
-        known, errors = check(path, is_random, known, arguments.threads, arguments.repeat)
+    for path, is_random in paths.items():
+        known, errors = check(path, is_random, known, measured[path])
         worst += errors
-        (arguments.folder.parent / "plan-here.toml").write_text(to_toml(known), encoding="utf-8")
+    (arguments.folder.parent / "plan-here.toml").write_text(to_toml(known), encoding="utf-8")
     missed = [error for error in worst if abs(error) > LIMIT]
     print(f"median {median(map(abs, worst)):.1%}, worst {max(worst, key=abs):+.1%}")
     print(f"{len(missed)} of {len(worst)} beyond {LIMIT:.0%}")
     return 1 if missed else 0
 
 
-def models(folder: Path, only: str):
+def measure(
+    paths: Iterable[Path], threads: int, repeat: int, kernels: _native.Kernels
+) -> tuple[dict[str, float], dict[Path, dict[Run, float]]]:
+    """The machine's limits, the best of a probe before each model; and each model's seconds by run."""
+    limits: dict[str, float] = {}
+    measured = {}
+    for path in paths:
+        probed = asdict(probe(threads, kernels))
+        limits = {kind: max(limit, limits.get(kind, 0.0)) for kind, limit in probed.items()}
+        measured[path] = measure_runs(path, threads, repeat, FITTED + CHECKED)
+        print(f"{path.stem} is measured", file=sys.stderr)
+    return limits, measured
+
+
+def models(folder: Path, only: str) -> Iterator[tuple[Path, bool]]:
     """Paths, made where they are not there yet; and whether their weights are random."""
     for kind in FORMATS:
         path = folder / f"SmolLM2-135M-{kind}.gguf"
@@ -75,14 +92,13 @@ def made(path: Path, *arguments: str) -> Path:
 
 
 def check(
-    path: Path, is_random: bool, known: Calibration, threads: int, repeat: int
+    path: Path, is_random: bool, known: Calibration, measured: dict[Run, float]
 ) -> tuple[Calibration, list[float]]:
-    """Measure a model, print predicted beside measured; the errors, and the calibration with its row."""
+    """Print predicted beside measured; the errors, and the calibration with the model's row."""
     shape, table, chunk = shape_of(str(path)), known.chips[0], DEFAULTS["max_num_batched_tokens"]
     chip = table.chip()
     before = closest(shape, table.name, known.efficiencies)
     start = before or find_efficiency(table.name, ENGINE, shape.architecture, shape.precision)
-    measured = measure_runs(path, threads, repeat, FITTED + CHECKED)
     row = fit(shape, chip, start, {run: measured[run] for run in FITTED}, chunk)
     errors = []
     for run in CHECKED:
