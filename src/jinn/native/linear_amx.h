@@ -86,7 +86,7 @@ class AmxKernel {
   static constexpr int64_t kFewestRows = kIsOneProduct ? 5 : 9;  // vectors multiply fewer as fast
 
   // Rows first_row .. last_row - 1 by `Tiles` tiles: whole blocks, at most kMaxRows in all, or part of one.
-  template <int Tiles, bool IsWhole>
+  template <int Tiles>
   void run(const LinearPiece& piece, int64_t first_tile, int64_t first_row, int64_t last_row) {
     const int64_t num_groups = piece.weight->cols() / kGroup;
     for (int64_t group = 0; group < num_groups; group += kBatchGroups) {
@@ -94,13 +94,12 @@ class AmxKernel {
       for (int tile = 0; tile < Tiles; ++tile)
         widen(Tile(*piece.weight, first_tile + tile), group, count, weights_[tile]);
       int64_t row = first_row;
-      if constexpr (IsWhole) {
-        for (; row + kMaxBlocks * kAmxRows <= last_row; row += kMaxBlocks * kAmxRows) {
-          add_batch<kMaxBlocks, Tiles>(piece.input, row, row - first_row, kAmxRows, group, count);
-        }
-        if (row < last_row) add_batch<1, Tiles>(piece.input, row, row - first_row, kAmxRows, group, count);
-      } else {
-        add_batch<1, Tiles>(piece.input, row, 0, static_cast<int>(last_row - row), group, count);
+      for (; row + kMaxBlocks * kAmxRows <= last_row; row += kMaxBlocks * kAmxRows) {
+        add_batch<kMaxBlocks, Tiles>(piece.input, row, row - first_row, kAmxRows, group, count);
+      }
+      if (row < last_row) {
+        const int num_rows = static_cast<int>(last_row - row);
+        add_batch<1, Tiles>(piece.input, row, row - first_row, num_rows, group, count);
       }
     }
     for (int64_t row = first_row; row < last_row; ++row) {
@@ -245,16 +244,17 @@ class AmxKernel {
 };
 
 // Rows first_row .. last_row - 1 of a piece by all its tiles: whole blocks, or part of one.
-template <class Codes, bool IsWide, bool IsWhole>
-void amx_block_rows(const LinearPiece& piece, int64_t first_row, int64_t last_row) {
+template <class Codes, bool IsWide>
+void amx_blocks(const LinearPiece& piece, int64_t first_row, int64_t last_row) {
   using Kernel = AmxKernel<Codes, IsWide>;
-  const AmxTiles config(IsWhole ? kAmxRows : static_cast<int>(last_row - first_row), Kernel::kCols);
+  const int64_t num_rows = last_row - first_row;
+  const AmxTiles config(static_cast<int>(num_rows < kAmxRows ? num_rows : kAmxRows), Kernel::kCols);
   Kernel kernel;
   for (int64_t first = first_row; first < last_row; first += Kernel::kMaxRows) {
     const int64_t last = last_row - first < Kernel::kMaxRows ? last_row : first + Kernel::kMaxRows;
     int64_t tile = piece.first_tile;
-    for (; tile + 2 <= piece.last_tile; tile += 2) kernel.template run<2, IsWhole>(piece, tile, first, last);
-    if (tile < piece.last_tile) kernel.template run<1, IsWhole>(piece, tile, first, last);
+    for (; tile + 2 <= piece.last_tile; tile += 2) kernel.template run<2>(piece, tile, first, last);
+    if (tile < piece.last_tile) kernel.template run<1>(piece, tile, first, last);
   }
 }
 
@@ -262,9 +262,9 @@ void amx_block_rows(const LinearPiece& piece, int64_t first_row, int64_t last_ro
 template <class Codes, bool IsWide>
 int64_t amx_rows(const LinearPiece& piece) {
   const int64_t whole = piece.first_row + (piece.last_row - piece.first_row) / kAmxRows * kAmxRows;
-  if (whole > piece.first_row) amx_block_rows<Codes, IsWide, true>(piece, piece.first_row, whole);
+  if (whole > piece.first_row) amx_blocks<Codes, IsWide>(piece, piece.first_row, whole);
   if (piece.last_row - whole < AmxKernel<Codes, IsWide>::kFewestRows) return whole;
-  amx_block_rows<Codes, IsWide, false>(piece, whole, piece.last_row);
+  amx_blocks<Codes, IsWide>(piece, whole, piece.last_row);
   return piece.last_row;
 }
 

@@ -28,6 +28,7 @@ template <int Bits, int Words, int R>
 JINN_INLINE void add_products(const u32x16* words, const uint8_t* const* x, int64_t offset, i32x16* dots) {
   constexpr int kChains = R <= 2 ? 2 : 1;
   constexpr int kWords = Words < Products<Bits>::kMaxWords ? Words : Products<Bits>::kMaxWords;
+  static_assert(Words % kWords == 0);
 #pragma GCC unroll 8
   for (int first = 0; first < Words; first += kWords) {
     Products<Bits> products[R][kChains];

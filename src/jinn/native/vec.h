@@ -284,7 +284,6 @@ JINN_INLINE void store_bytes(int8_t* to, i32x16 v) {
 }
 
 #if defined(JINN_AVX2) && !defined(JINN_AVX_VNNI)
-template <int Bits>
 JINN_INLINE __m256i dot_part(__m256i sum, __m256i w, __m256i a) {
   const __m256i even =
       _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(0xff)), _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8));
@@ -292,10 +291,7 @@ JINN_INLINE __m256i dot_part(__m256i sum, __m256i w, __m256i a) {
   return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
 }
 #elif defined(JINN_AVX2)
-template <int Bits>
-JINN_INLINE __m256i dot_part(__m256i sum, __m256i w, __m256i a) {
-  return _mm256_dpbusd_avx_epi32(sum, w, a);
-}
+JINN_INLINE __m256i dot_part(__m256i sum, __m256i w, __m256i a) { return _mm256_dpbusd_avx_epi32(sum, w, a); }
 #elif !defined(JINN_AVX512)
 // The products fit into 16 bits, even and odd bytes apart.
 JINN_INLINE i32x16::Part dot_part(u32x16::Part w, uint32_t a) {
@@ -309,27 +305,25 @@ JINN_INLINE i32x16::Part dot_part(u32x16::Part w, uint32_t a) {
 }
 #endif
 
-// Sums of four products per lane: unsigned bytes of `w`, of so many bits, with the four signed bytes of `a`.
-template <int Bits = 8>
+// Sums of four products per lane: unsigned bytes of `w` with the four signed bytes of `a`.
 JINN_INLINE i32x16 dot_u8s8(i32x16 sum, u32x16 w, uint32_t a) {
 #if defined(JINN_AVX512)
   return (i32x16)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(static_cast<int>(a)));
 #elif defined(JINN_AVX2)
   const __m256i bytes = _mm256_set1_epi32(static_cast<int>(a));
-  return i32x16::each(
-      [&](int p) { return (i32x16::Part)dot_part<Bits>((__m256i)sum.parts[p], (__m256i)w.parts[p], bytes); });
+  return i32x16::each([&](int p) { return (i32x16::Part)dot_part((__m256i)sum.parts[p], (__m256i)w.parts[p], bytes); });
 #else
   return i32x16::each([&](int p) { return sum.parts[p] + dot_part(w.parts[p], a); });
 #endif
 }
 
-// A sum of products of words of bytes, of at most kMaxWords words, that goes on from `start`.
+// A sum of products of words of bytes of so many bits, of at most kMaxWords words, that goes on from `start`.
 template <int Bits>
 struct Products {
   static constexpr int kMaxWords = 1 << 20;
   i32x16 start = {};
 
-  void add(u32x16 w, uint32_t a) { start = dot_u8s8<Bits>(start, w, a); }
+  void add(u32x16 w, uint32_t a) { start = dot_u8s8(start, w, a); }
   i32x16 total() const { return start; }
 };
 #if defined(JINN_AVX2) && !defined(JINN_AVX_VNNI)
