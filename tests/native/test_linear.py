@@ -100,6 +100,16 @@ def test_input_widths_of_any_size(isa, name, activations, cols):
 
 
 @BY_ISA
+def test_every_half_precision_number(isa):
+    """Subnormal ones, infinities and NaNs too."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    node = parameter(_native.pack(POOLS[1], np.repeat(halves, 4).view(np.uint8), "F16", 1 << 16, 4))
+    (y,) = run_op(linear(node), np.ones((1, 4), np.float32), isa=isa, activations="f32")
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(y[0], 4 * halves.astype(np.float32))
+
+
+@BY_ISA
 @BY_FORMAT
 @BY_ACTIVATIONS
 def test_a_row_does_not_depend_on_the_rows_beside_it(isa, name, activations):
