@@ -192,7 +192,7 @@ class BlockProducts {
     std::memcpy(to, &halves, sizeof(halves));
   }
 
-  WholeTiles tiles_;
+  Bf16Tiles tiles_{{16, 16, 16, 16, 16, 16, 16, 16}};
 };
 #else
 class BlockProducts {

@@ -102,16 +102,16 @@ JINN_INLINE f32x16 upper_half(f32x16 x) { return bf16_high(bit_cast<u32x16>(x));
 #if defined(JINN_AMX)
 constexpr int kTileBytes = 1024;
 
-// All eight tiles whole: 16 rows of 64 bytes.
-class WholeTiles {
+// Eight tiles of so many rows of 64 bytes.
+class Bf16Tiles {
  public:
-  WholeTiles() {
+  explicit Bf16Tiles(const uint8_t (&num_rows)[8]) {
     AmxConfig config;
-    for (int tile = 0; tile < 8; ++tile) config.row_bytes[tile] = 64, config.rows[tile] = 16;
+    for (int tile = 0; tile < 8; ++tile) config.row_bytes[tile] = 64, config.rows[tile] = num_rows[tile];
     config.load();
   }
-  ~WholeTiles() { _tile_release(); }
-  WholeTiles(const WholeTiles&) = delete;
+  ~Bf16Tiles() { _tile_release(); }
+  Bf16Tiles(const Bf16Tiles&) = delete;
 };
 #endif
 

@@ -149,57 +149,57 @@ void bf16_rows(const LinearPiece& piece, int64_t first_row, int64_t last_row) {
 }
 
 #if defined(JINN_AMX)
-constexpr int kAmxFewestRows = 5;  // fewer are as fast without
+constexpr int kAmxFewestRows = 3;  // fewer are as fast without
 
-// 16 rows each at two places by two tiles of weights.
-void amx_sums(const uint8_t* const rows[2], int64_t stride, const uint8_t* const tiles[2], int64_t num_steps,
+// `Blocks` blocks of rows, as many as the tiles are configured for, by two tiles of weights. Those that no other row
+// has been multiplied with lie in memory still.
+template <int Blocks, bool AreInMemory>
+void amx_sums(const uint8_t* rows, int64_t stride, const uint8_t* const tiles[2], int64_t num_steps,
               float (*sums)[2][kLanes * kLanes]) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t step = 0; step < num_steps; ++step) {
-    _tile_loadd(4, rows[0] + 64 * step, stride);
-    _tile_loadd(6, tiles[0] + kTileBytes * step, 64);
+    const uint8_t *words = tiles[0] + kTileBytes * step, *other_words = tiles[1] + kTileBytes * step;
+    if constexpr (AreInMemory) {
+      prefetch<kStepWords>(words + kPrefetchBytes);
+      prefetch<kStepWords>(other_words + kPrefetchBytes);
+    }
+    _tile_loadd(4, rows + 64 * step, stride);
+    _tile_loadd(6, words, 64);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, tiles[1] + kTileBytes * step, 64);
+    _tile_loadd(7, other_words, 64);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, rows[1] + 64 * step, stride);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    if constexpr (Blocks == 2) {
+      _tile_loadd(5, rows + kAmxRows * stride + 64 * step, stride);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
   }
   _tile_stored(0, sums[0][0], 64);
   _tile_stored(1, sums[0][1], 64);
-  _tile_stored(2, sums[1][0], 64);
-  _tile_stored(3, sums[1][1], 64);
-}
-
-// The 16 rows from `row` on; those past the piece's last are read from a copy padded with zeros.
-const uint8_t* whole_rows(const LinearPiece& piece, int64_t row) {
-  const uint8_t* rows = piece.input.row(row);
-  const int64_t stride = piece.input.stride, count = piece.last_row - row;
-  if (count >= kAmxRows) return rows;
-  static thread_local Scratch<uint8_t> scratch;
-  uint8_t* copy = scratch.of(kAmxRows * stride);
-  std::memset(copy, 0, static_cast<size_t>(kAmxRows * stride));
-  for (int64_t r = 0; r < count; ++r) {
-    std::memcpy(copy + r * stride, rows + r * stride, static_cast<size_t>(2 * piece.weight->cols()));
+  if constexpr (Blocks == 2) {
+    _tile_stored(2, sums[1][0], 64);
+    _tile_stored(3, sums[1][1], 64);
   }
-  finish_stores(copy);
-  return copy;
 }
 
 // 32 rows, as far as there are any, by tiles first_tile .. last_tile - 1.
 void amx_rows(const LinearPiece& piece, int64_t first_row, int64_t first_tile, int64_t last_tile) {
   const int64_t left = piece.last_row - first_row, count = left < 2 * kAmxRows ? left : 2 * kAmxRows;
-  const uint8_t* first = whole_rows(piece, first_row);
-  // Where a pair lacks its second half, in rows or in tiles, the first is computed twice.
-  const uint8_t* rows[2] = {first, count > kAmxRows ? whole_rows(piece, first_row + kAmxRows) : first};
+  const int64_t num_steps = piece.weight->cols() / kStepCols;
+  const uint8_t first = static_cast<uint8_t>(count < kAmxRows ? count : kAmxRows);
+  const uint8_t second = static_cast<uint8_t>(count > kAmxRows ? count - kAmxRows : 16);
+  const auto add = count <= kAmxRows              ? amx_sums<1, true>
+                   : first_row == piece.first_row ? amx_sums<2, true>
+                                                  : amx_sums<2, false>;
+  const Bf16Tiles configured({first, first, second, second, first, second, 16, 16});
   alignas(64) float sums[2][2][kLanes * kLanes];
   for (int64_t tile = first_tile; tile < last_tile; tile += 2) {
-    const int num_tiles = last_tile - tile < 2 ? 1 : 2;
+    const int num_tiles = last_tile - tile < 2 ? 1 : 2;  // one alone is multiplied twice
     const uint8_t* tiles[2] = {piece.weight->tile(tile), piece.weight->tile(tile + num_tiles - 1)};
-    amx_sums(rows, piece.input.stride, tiles, piece.weight->cols() / kStepCols, sums);
+    add(piece.input.row(first_row), piece.input.stride, tiles, num_steps, sums);
     for (int r = 0; r < count; ++r) {
       for (int t = 0; t < num_tiles; ++t) {
         store_tile(piece, tile + t, first_row + r, load(sums[r / kAmxRows][t] + r % kAmxRows * kLanes));
@@ -210,7 +210,6 @@ void amx_rows(const LinearPiece& piece, int64_t first_row, int64_t first_tile, i
 
 void bf16_amx(const LinearPiece& piece) {
   constexpr int64_t kBlockBytes = 512 * 1024;  // of weights that stay in the second level of cache while all rows pass
-  const WholeTiles whole_tiles;
   const int64_t fitting = kBlockBytes / static_cast<int64_t>(piece.weight->layout().bytes) / 2 * 2;
   const int64_t at_once = fitting < 2 ? 2 : fitting;
   for (int64_t tile = piece.first_tile; tile < piece.last_tile; tile += at_once) {
