@@ -136,15 +136,24 @@ class OpProgram:
         states: _native.StateCache | None = None,
     ) -> list[np.ndarray]:
         """The outputs [rows, cols] of a batch. Raises AssertionError where an op wrote beside its columns."""
-        if cache is None:
-            cache = _native.KVCache([(1, 4, 4)], "f32", int(batch.block_tables.max()) + 1, 16)
-        buffer = _native.run(self._program, cache, states, self.num_rows, batch_arrays(batch)).copy()
+        buffer = _native.run(*self.arguments(batch, cache, states)).copy()
         is_output = np.zeros(buffer.shape[1], bool)
         for value in self._outputs:
             is_output[value.first_col : value.first_col + value.cols] = True
         if self._is_poisoned:
             assert np.isnan(buffer[:, ~is_output]).all(), "an op wrote beside its columns"
         return [buffer[:, value.first_col : value.first_col + value.cols] for value in self._outputs]
+
+    def arguments(
+        self,
+        batch: Batch,
+        cache: _native.KVCache | None = None,
+        states: _native.StateCache | None = None,
+    ) -> tuple[Any, ...]:
+        """What `_native.run` and `_native.profile` take."""
+        if cache is None:
+            cache = _native.KVCache([(1, 4, 4)], "f32", int(batch.block_tables.max()) + 1, 16)
+        return self._program, cache, states, self.num_rows, batch_arrays(batch)
 
     def run_rows(self, rows: Sequence[int]) -> list[np.ndarray]:
         """The outputs of these input rows, at positions 0, 1, ..."""

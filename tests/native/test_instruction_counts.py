@@ -1,0 +1,218 @@
+"""Kernels by the instructions they take, in one thread: as many on a busy machine as on a quiet one.
+
+An entry that a change makes too low or too high is replaced by the new count, together with what explains it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from time import monotonic
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from jinn import _native
+from jinn.engine.messages import SamplingParams
+from jinn.engine.runner import sample_request
+from jinn.engine.sampler import SampleRow
+from jinn.ops.protocol import Context, KVSpec, RouteSpec
+
+from .instruction_counts import IS_SUPPORTED, compiler, count_instructions
+from .programs import ISAS, OpProgram, one_sequence, pack, pack_experts, parameter
+
+pytestmark = pytest.mark.skipif(not IS_SUPPORTED, reason="instructions are counted on Linux and x86-64 only")
+
+COMPILER = "GCC 12"
+"""What compiled the kernels that the tables are of."""
+
+LINEAR = {
+    ("amx", "Q4_0"): {1: 164, 2: 215, 8: 348, 16: 386, 32: 462},
+    ("amx", "Q8_0"): {1: 171, 2: 216, 8: 490, 16: 389},
+    ("amx", "Q4_K"): {1: 192, 2: 255, 8: 405, 16: 463},
+    ("amx", "Q6_K"): {1: 236, 2: 312, 8: 636, 16: 623},
+    ("amx", "BF16"): {1: 235, 2: 391, 8: 178, 16: 218, 32: 205},
+    ("avx512", "Q4_0"): {1: 162, 2: 213, 8: 493},
+    ("avx512", "Q8_0"): {1: 169, 2: 214, 8: 488},
+    ("avx512", "Q4_K"): {1: 190, 2: 248, 8: 496},
+    ("avx512", "Q6_K"): {1: 234, 2: 310, 8: 634},
+    ("avx512", "BF16"): {1: 234, 2: 390, 8: 1034},
+    ("avx_vnni", "Q4_0"): {1: 250, 2: 386, 8: 850},
+    ("avx_vnni", "Q8_0"): {1: 235, 2: 350, 8: 851},
+    ("avx_vnni", "Q4_K"): {1: 316, 2: 438, 8: 978},
+    ("avx_vnni", "Q6_K"): {1: 385, 2: 548, 8: 1268},
+    ("avx_vnni", "BF16"): {1: 424, 2: 725, 8: 2399},
+    ("avx2", "Q4_0"): {1: 299, 2: 468, 8: 1446},
+    ("avx2", "Q8_0"): {1: 488, 2: 808, 8: 2722},
+    ("avx2", "Q4_K"): {1: 356, 2: 529, 8: 1575},
+    ("avx2", "Q6_K"): {1: 426, 2: 632, 8: 1788},
+    ("avx2", "BF16"): {1: 424, 2: 725, 8: 2399},
+    ("portable", "Q4_0"): {1: 2259, 2: 4105},
+    ("portable", "Q8_0"): {1: 2226},
+    ("portable", "Q4_K"): {1: 2530},
+    ("portable", "Q6_K"): {1: 2546},
+    ("portable", "BF16"): {1: 916, 2: 1805},
+}
+"""Per 16 outputs and 32 columns, for so many rows; inputs of integer weights in 12 bits."""
+
+EXPERTS = {
+    ("amx", "Q4_0"): {1: 207, 2: 297},
+    ("avx512", "Q4_0"): {1: 205, 2: 295},
+    ("avx_vnni", "Q4_0"): {1: 302, 2: 508},
+    ("avx2", "Q4_0"): {1: 352, 2: 590},
+    ("portable", "Q4_0"): {1: 2326},
+}
+"""The same, of gate and up projections of one expert."""
+
+ATTENTION = {
+    ("amx", "bf16"): {1: 44, 32: 42},
+    ("avx512", "bf16"): {1: 65, 32: 64},
+    ("avx_vnni", "bf16"): {1: 99, 16: 225},
+    ("avx2", "bf16"): {1: 99, 16: 225},
+    ("portable", "bf16"): {1: 236, 16: 499},
+}
+"""Per query and key of a head of 64 columns, by the prompt's length; 1: a token after 127 others."""
+
+SAMPLING = {"avx512": 24.3, "avx2": 27.4}
+"""Per logit of 1,024, of which the 20 largest may be drawn."""
+
+
+def entries(table):
+    """(instruction set, type, rows, count) of what this machine can run."""
+    return [
+        (*key, rows, count)
+        for key, counts in table.items()
+        for rows, count in counts.items()
+        if key[0] in ISAS
+    ]
+
+
+def check(count, entry):
+    assert count <= 1.1 * entry, f"{count:.1f} instructions: more than 10% above the entry, {entry}"
+    if compiler() == COMPILER:
+        assert count >= 0.75 * entry, f"{count:.1f} instructions: lower the entry, {entry}"
+
+
+def random_values(*shape):
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def count_stage(name, program, batch, cache=None):
+    """Instructions of the only stage whose name starts so."""
+    profile = partial(_native.profile, *program.arguments(batch, cache))
+    (index,) = (i for i, (stage, _) in enumerate(profile()) if stage.startswith(name))
+    return count_instructions(profile, index + 1)
+
+
+def num_outputs(isa, rows):
+    """Few, but enough that the kernel takes more than what a stage takes beside it."""
+    if rows == 32:
+        return 256  # so that a claim has several tiles, which AMX multiplies in pairs
+    return 32 if isa in ("amx", "avx512") else 16
+
+
+def count_linear(isa, format_name, rows, cols=256):
+    outputs = num_outputs(isa, rows)
+    node = parameter(pack(random_values(outputs, cols), format_name))
+    program = OpProgram(
+        lambda ops, x: ops.linear(x, [node], Context()),
+        random_values(rows, cols),
+        isa=isa,
+        activations="int12",
+        is_poisoned=False,
+    )
+    return count_stage("linear", program, one_sequence(range(rows))) / (outputs / 16 * cols / 32)
+
+
+def count_experts(isa, format_name, rows, inner=32, cols=128):
+    shapes = {"gate_proj": (inner, cols), "up_proj": (inner, cols), "down_proj": (cols, inner)}
+    node = SimpleNamespace(
+        **{
+            part: parameter(pack_experts(random_values(1, *shape), format_name))
+            for part, shape in shapes.items()
+        }
+    )
+    router = parameter(pack(random_values(1, cols)))
+    program = OpProgram(
+        lambda ops, x: [ops.experts(x, ops.route(x, router, RouteSpec(1)), node)],
+        random_values(rows, cols),
+        isa=isa,
+        activations="int12",
+        is_poisoned=False,
+    )
+    count = count_stage("experts_silu_mul", program, one_sequence(range(rows)))
+    return count / (2 * inner / 16 * cols / 32)
+
+
+def count_attention(isa, cache_type, num_tokens, width=64):
+    program = OpProgram(
+        lambda ops, q, k, v: [ops.attention(q, k, v, Context(), KVSpec(1, width, width), width**-0.5)],
+        *random_values(3, num_tokens, width),
+        isa=isa,
+        is_poisoned=False,
+    )
+    batch = one_sequence(range(num_tokens), 128 if num_tokens == 1 else num_tokens)
+    cache = _native.KVCache([(1, width, width)], cache_type, batch.block_tables.size, 16)
+    for block in range(batch.block_tables.size):
+        cache.fill_block(block, 0)
+    return count_stage("attention", program, batch, cache) / int((batch.positions + 1).sum())
+
+
+def count_sampling(isa, vocab_size=1024):
+    kernels, logits, no_ids = _native.choose_kernels(isa), random_values(vocab_size), np.empty(0, np.int32)
+    request = sample_request(SampleRow(SamplingParams(temperature=1.0, top_k=20), 0, 0, no_ids, no_ids))
+
+    def run():
+        monotonic()
+        _native.sample_row(kernels, logits, request)
+        monotonic()
+
+    run()
+    return count_instructions(run, 1) / vocab_size
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tracing():
+    try:
+        count_instructions(lambda: (monotonic(), monotonic()), 1)
+    except OSError as error:
+        pytest.skip(f"a process may not trace its child here: {error}")
+
+
+@pytest.mark.parametrize(("isa", "format_name", "rows", "entry"), entries(LINEAR))
+def test_linear(isa, format_name, rows, entry):
+    check(count_linear(isa, format_name, rows), entry)
+
+
+@pytest.mark.parametrize(("isa", "format_name", "rows", "entry"), entries(EXPERTS))
+def test_experts(isa, format_name, rows, entry):
+    check(count_experts(isa, format_name, rows), entry)
+
+
+@pytest.mark.parametrize(("isa", "cache_type", "num_tokens", "entry"), entries(ATTENTION))
+def test_attention(isa, cache_type, num_tokens, entry):
+    check(count_attention(isa, cache_type, num_tokens), entry)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in SAMPLING if isa in ISAS])
+def test_sampling(isa):
+    check(count_sampling(isa), SAMPLING[isa])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_count_is_the_same_twice(isa):
+    """Of weights that lie elsewhere."""
+    assert count_linear(isa, "Q4_0", 1) == count_linear(isa, "Q4_0", 1)
+
+
+def test_a_slower_kernel_is_seen():
+    with pytest.raises(AssertionError, match="above the entry"):
+        check(count_linear("portable", "Q4_0", 1), LINEAR["avx2", "Q4_0"][1])
+
+
+def test_an_entry_that_is_too_high_is_seen(monkeypatch):
+    monkeypatch.setattr(f"{__name__}.compiler", lambda: COMPILER)
+    with pytest.raises(AssertionError, match="lower the entry"):
+        check(74, 100)
+    monkeypatch.setattr(f"{__name__}.compiler", lambda: "GCC 14")
+    check(74, 100)
