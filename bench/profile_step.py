@@ -32,7 +32,8 @@ PROMPT_TOKENS, STEPS = 24, 100
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", help="a file, folder or pulled name; the packaged model without")
-    parser.add_argument("--tokens", type=int, default=1, help="of one sequence, that a step computes")
+    parser.add_argument("--sequences", type=int, default=1, help="that a step computes")
+    parser.add_argument("--tokens", type=int, default=1, help="of each sequence, that a step computes")
     parser.add_argument("--depth", type=int, default=64, help="tokens before them")
     parser.add_argument("--threads", type=int, default=_native.default_num_threads())
     parser.add_argument("--activations", default="int12", choices=("int12", "int8", "bf16", "f32"))
@@ -47,21 +48,26 @@ def main() -> None:
         max_model_len=max(max_model_len, PROMPT_TOKENS + STEPS + 1),
     )
     runner, info = load_runner(config, lambda loaded, total: None)
-    print_stages(runner, arguments.tokens, arguments.depth, arguments.repeat)
+    print_stages(runner, arguments.sequences, arguments.tokens, arguments.depth, arguments.repeat)
     for num_seqs in SEQUENCES:
         seconds, python_seconds = step_seconds(runner, info, config, num_seqs)
         print(f"a step of {num_seqs} sequences: {seconds * 1e3:.2f} ms, Python {python_seconds * 1e3:.3f} ms")
 
 
-def print_stages(runner: NativeRunner, num_tokens: int, depth: int, repeat: int) -> None:
+def print_stages(runner: NativeRunner, num_seqs: int, num_tokens: int, depth: int, repeat: int) -> None:
     """The median step, by kind of stage."""
+    seq_blocks = -(-(depth + num_tokens * repeat) // runner.block_size)
+    blocks = [np.arange(seq_blocks, dtype=np.int32) + seq_blocks * seq for seq in range(num_seqs)]
     if depth:
-        runner.profile(next_tokens(runner, 0, depth))
-    num_barriers = runner.num_barriers
-    steps = [runner.profile(next_tokens(runner, depth + i * num_tokens, num_tokens)) for i in range(repeat)]
+        for seq in range(num_seqs):
+            runner.profile(next_tokens(runner, blocks, [seq], 0, depth))
+    num_barriers, seqs = runner.num_barriers, list(range(num_seqs))
+    starts = range(depth, depth + num_tokens * repeat, num_tokens)
+    steps = [runner.profile(next_tokens(runner, blocks, seqs, start, num_tokens)) for start in starts]
     num_barriers = (runner.num_barriers - num_barriers) // repeat
     stages = sorted(steps, key=total)[repeat // 2]
-    print(f"{num_tokens} tokens after {depth}: {total(stages) * 1e3:.3f} ms, {num_barriers} barriers")
+    what = f"{num_seqs} x {num_tokens}" if num_seqs > 1 else str(num_tokens)
+    print(f"{what} tokens after {depth}: {total(stages) * 1e3:.3f} ms, {num_barriers} barriers")
     seconds_by_kind: defaultdict[str, list[float]] = defaultdict(list)
     for name, seconds in stages:
         seconds_by_kind[name].append(seconds)
@@ -73,12 +79,15 @@ def total(stages: list[tuple[str, float]]) -> float:
     return sum(seconds for _, seconds in stages)
 
 
-def next_tokens(runner: NativeRunner, start: int, num_tokens: int) -> Batch:
-    """Random tokens of the one sequence, whose last one's logits are wanted."""
-    token_ids = np.random.default_rng(start).integers(0, runner.vocab_size, num_tokens, np.int32)
-    blocks = np.arange(-(-(start + num_tokens) // runner.block_size), dtype=np.int32)
-    batch = pack([token_ids], [start], [blocks], [num_tokens - 1])
-    return with_states(batch, [0], [0], [0]) if runner.num_state_slots else batch
+def next_tokens(
+    runner: NativeRunner, blocks: list[np.ndarray], seqs: list[int], start: int, num_tokens: int
+) -> Batch:
+    """Random tokens of these sequences, each of whose last one's logits are wanted."""
+    rng, num = np.random.default_rng(start), len(seqs)
+    token_ids = [rng.integers(0, runner.vocab_size, num_tokens, np.int32) for _ in seqs]
+    last_tokens = [num_tokens * (i + 1) - 1 for i in range(num)]
+    batch = pack(token_ids, [start] * num, [blocks[seq] for seq in seqs], last_tokens)
+    return with_states(batch, seqs, [0] * num, [0] * num) if runner.num_state_slots else batch
 
 
 class NativeClock:
