@@ -114,6 +114,9 @@ class BlockProducts {
   using Number = uint16_t;
   static constexpr int64_t kColBlock = kRows * kWeightTerms * kBlockCols;
 
+  // Blocks have so many rows at most.
+  explicit BlockProducts(int num_rows) : tiles_(tile_rows(static_cast<uint8_t>(num_rows))) {}
+
   // Sixteen numbers of a query.
   JINN_INLINE void put_query(Number* to, f32x16 high, f32x16 low) {
     put(to, high);
@@ -192,7 +195,9 @@ class BlockProducts {
     std::memcpy(to, &halves, sizeof(halves));
   }
 
-  Bf16Tiles tiles_{{16, 16, 16, 16, 16, 16, 16, 16}};
+  static Bf16Tiles tile_rows(uint8_t n) { return Bf16Tiles({n, n, n, n, n, n, n, kStepWords}); }
+
+  Bf16Tiles tiles_;
 };
 #else
 class BlockProducts {
@@ -200,6 +205,8 @@ class BlockProducts {
   static constexpr int kRows = 12, kQueryTerms = 1, kWeightTerms = 1;  // even and odd: 24 sums
   using Number = float;
   static constexpr int64_t kColBlock = kRows * kBlockCols;
+
+  explicit BlockProducts(int) {}
 
   JINN_INLINE void put_query(Number* to, f32x16 high, f32x16 low) { store(to, high + low); }
   JINN_INLINE void put_weights(Number* to, f32x16 p, f32x16 next) {
@@ -371,7 +378,7 @@ class Bf16Attention {
   const AttentionPiece& piece_;
   const KVLayer& layer_;
   PartitionReader reader_{piece_};
-  BlockProducts products_;
+  BlockProducts products_{static_cast<int>(num_rows(piece_) < kRows ? num_rows(piece_) : kRows)};
   PartitionWords words_;
   Number* queries_ = nullptr;
   int64_t streamed_ = 0;  // positions that a single block reads
