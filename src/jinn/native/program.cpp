@@ -272,11 +272,11 @@ class Attention : public Instruction {
 
   void run(const Step& step, int64_t item) const override {
     const int64_t head_blocks = num_head_blocks(step), kv_head = item / head_blocks % num_kv_heads_;
-    const int64_t tokens = chunk_tokens(step);
-    int64_t chunk = item / head_blocks / num_kv_heads_, s = 0;
-    for (int64_t here; chunk >= (here = num_chunks(step.batch.sequence(s), tokens)); ++s) chunk -= here;
+    const int64_t tokens = chunk_tokens(step), chunk = item / head_blocks / num_kv_heads_;
+    const int64_t s = sequence_of(step, chunk, tokens);
     const SequenceView sequence = step.batch.sequence(s);
-    const int64_t from_end = num_chunks(sequence, tokens) - 1 - chunk;
+    const int64_t from_end = ceil_div(sequence.num_tokens, tokens) - 1 - (chunk - first_chunk(step, s, tokens));
+    if (from_end < 0) return;
     const int64_t first_token = sequence.first_token + from_end * tokens;
     const int64_t first_head = kv_head * group_size(step) + item % head_blocks * kAttentionHeads;
     step.kernels.attention({&step.cache, layer_, sequence, static_cast<int>(kv_head), first_head,
@@ -293,14 +293,24 @@ class Attention : public Instruction {
     while (rows > 32 && num_items(step, std::max<int64_t>(1, rows / heads)) < wanted) rows /= 2;
     return std::max<int64_t>(1, rows / heads);
   }
+
+  // Sequences' chunks are numbered from where they begin at the earliest, whatever the lengths of those before them: no
+  // claim counts through all sequences, though some numbers have no chunk.
+  static int64_t first_chunk(const Step& step, int64_t s, int64_t tokens) {
+    return step.batch.query_start[s] / tokens + s;
+  }
   int64_t num_items(const Step& step, int64_t tokens) const {
-    int64_t chunks = 0;
-    for (int64_t s = 0; s < step.batch.num_seqs; ++s) chunks += num_chunks(step.batch.sequence(s), tokens);
-    return chunks * num_kv_heads_ * num_head_blocks(step);
+    return first_chunk(step, step.batch.num_seqs, tokens) * num_kv_heads_ * num_head_blocks(step);
   }
-  static int64_t num_chunks(const SequenceView& sequence, int64_t tokens) {
-    return ceil_div(sequence.num_tokens, tokens);
+  static int64_t sequence_of(const Step& step, int64_t chunk, int64_t tokens) {
+    int64_t s = 0;
+    for (int64_t end = step.batch.num_seqs; end - s > 1;) {
+      const int64_t middle = (s + end) / 2;
+      (first_chunk(step, middle, tokens) <= chunk ? s : end) = middle;
+    }
+    return s;
   }
+
   // Query heads of one key/value head.
   int64_t group_size(const Step& step) const { return q_.cols / step.cache.layer(layer_).key_dim / num_kv_heads_; }
   int64_t num_head_blocks(const Step& step) const { return ceil_div(group_size(step), kAttentionHeads); }
