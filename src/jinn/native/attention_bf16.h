@@ -44,15 +44,15 @@ class PartitionReader {
 
   // Fetches what `read` will give of these positions, whole groups.
   void prefetch_keys(int64_t start, int64_t end) const {
-    for (int64_t at = start; at < end; at += kLanes) prefetch(key_words(at), 32 * layer_.key_dim);
+    for (int64_t at = start; at < end; at += kLanes) prefetch_bytes(key_words(at), 32 * layer_.key_dim);
   }
   void prefetch_values(int64_t start, int64_t end) const {
-    for (int64_t at = start; at < end; at += kLanes) prefetch(value_words(at), 32 * layer_.value_dim);
+    for (int64_t at = start; at < end; at += kLanes) prefetch_bytes(value_words(at), 32 * layer_.value_dim);
   }
 
  private:
-  static void prefetch(const uint8_t* from, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
+  static void prefetch_bytes(const uint8_t* from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) prefetch(from + at);
   }
   const uint8_t* head_of(int64_t position) const {
     return cache_.head(piece_.layer, piece_.sequence.block_table[position / cache_.block_size()], piece_.kv_head);

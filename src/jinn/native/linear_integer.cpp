@@ -52,15 +52,40 @@ JINN_INLINE void add_products(const u32x16* words, const uint8_t* const* x, int6
   }
 }
 
-// One tile for R rows, which lie in one block of activations. Few rows fetch what follows kPrefetchBytes later, or the
-// next tile: codes and scales of a group's length, rounded up to lines.
+// Fetches, group by group, the codes that come kPrefetchBytes later, on into the next tile, and the next tile's other
+// planes, of which no group has more than a line.
+template <class Codes>
+class Prefetcher {
+ public:
+  Prefetcher(const PackedTensor& weight, const Tile& tile) : codes_(tile.codes) {
+    const TileLayout& layout = weight.layout();
+    const int64_t planes = static_cast<int64_t>(layout.sub_scales), bytes = static_cast<int64_t>(layout.bytes);
+    code_bytes_ = weight.cols() / kGroup * kGroupBytes;
+    other_bytes_ = bytes - code_bytes_;
+    ahead_ = kPrefetchBytes < code_bytes_ ? kPrefetchBytes : code_bytes_;
+    next_planes_ = tile.codes + bytes + planes;
+  }
+
+  void fetch(int64_t group) const {
+    const int64_t at = ahead_ + group * kGroupBytes;
+    prefetch<Codes::kBits>(codes_ + at + (at < code_bytes_ ? 0 : other_bytes_));
+    prefetch(next_planes_ + 64 * group);
+  }
+
+ private:
+  static constexpr int64_t kGroupBytes = Codes::kBits * 64;
+
+  const uint8_t *codes_, *next_planes_;
+  int64_t code_bytes_, other_bytes_, ahead_;
+};
+
+// One tile for R rows, which lie in one block of activations.
 template <class Codes, bool IsWide, int R>
 void tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) {
   constexpr int kGroupBytes = IsWide ? 2 * kGroup : kGroup;
   constexpr int kCols = kGroup / Codes::kScales;
   const Tile tile(*piece.weight, tile_index);
-  const int64_t tile_bytes = static_cast<int64_t>(piece.weight->layout().bytes);
-  const uint8_t* ahead = tile.codes + (tile_bytes < kPrefetchBytes ? tile_bytes : kPrefetchBytes);
+  const Prefetcher<Codes> prefetcher(*piece.weight, tile);
   const RowScales<Codes> row_scales(piece.input, first_row);
   const uint8_t* x[R];
   for (int r = 0; r < R; ++r) x[r] = piece.input.codes(first_row + r);
@@ -68,7 +93,7 @@ void tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) 
   for (int64_t g = 0, end = piece.weight->cols() / kGroup; g < end; ++g) {
     u32x16 words[kGroupWords];
     f32x16 scales[Codes::kScales], mins[Codes::kScales] = {};
-    if constexpr (R < 4) prefetch<Codes::kBits + 1>(ahead + g * (Codes::kBits + 1) * 64);
+    if constexpr (R < 4) prefetcher.fetch(g);  // more rows take longer than memory
     Codes::load_codes(tile, g, words);
     Codes::load_scales(tile, g, scales, mins);
 #pragma GCC unroll 2
