@@ -155,11 +155,14 @@ def _time(path: Path, workload: Workload, num_threads: int) -> Times:
         seconds()
         return [num_tokens / seconds() for _ in range(workload.repeat)]
 
-    prompt, generated, depth = workload.prompt_tokens, workload.generate_tokens, workload.depth
+    def decode_seconds(num_seqs: int) -> float:
+        return sum(benchmark.decode_seconds(num_seqs, generated, workload.depth))
+
+    prompt, generated = workload.prompt_tokens, workload.generate_tokens
     return Times(
         rates(prompt, partial(benchmark.prefill_seconds, prompt)),
         {
-            str(size): rates(size * generated, partial(benchmark.decode_seconds, size, generated, depth))
+            str(size): rates(size * generated, partial(decode_seconds, size))
             for size in workload.batch_sizes
         },
     )

@@ -33,7 +33,7 @@ def here(
         bool, typer.Option("--predict", help="Only probe and predict; do not load the model.")
     ] = False,
     threads: ThreadsOption = None,
-    repeat: Annotated[int, typer.Option(metavar="N", help="Runs of each; the quickest counts.")] = 3,
+    repeat: Annotated[int, typer.Option(metavar="N", help="Runs of each; of each step the quickest counts.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Predict a model's speed on this machine, measure it, and compare."""
@@ -137,7 +137,8 @@ def runs() -> tuple[Run, ...]:
 
 
 def measure_runs(path: Path, num_threads: int, repeat: int, wanted: Sequence[Run]) -> dict[Run, float]:
-    """Least seconds of each run, after one that warms up: what others do meanwhile only adds.
+    """Seconds of each run, after one that warms up: what others do meanwhile only adds, so the least of a prompt
+    and of each step of decoding.
 
     Runs take turns, so that a busy minute of the machine falls on all of them.
     """
@@ -146,10 +147,11 @@ def measure_runs(path: Path, num_threads: int, repeat: int, wanted: Sequence[Run
     longest = max(run.depth + run.num_tokens for run in wanted)
     benchmark = load_benchmark(path, max(run.num_seqs for run in wanted), longest, num_threads)
 
-    def seconds(run: Run) -> float:
+    def seconds(run: Run) -> list[float]:
         if run.num_seqs:
             return benchmark.decode_seconds(run.num_seqs, run.num_tokens, run.depth)
-        return benchmark.prefill_seconds(run.num_tokens)
+        return [benchmark.prefill_seconds(run.num_tokens)]
 
     rounds = [[seconds(run) for run in wanted] for _ in range(repeat + 1)][1:]
-    return {run: min(times) for run, times in zip(wanted, zip(*rounds, strict=True), strict=True)}
+    by_run = zip(wanted, zip(*rounds, strict=True), strict=True)
+    return {run: sum(min(step) for step in zip(*times, strict=True)) for run, times in by_run}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from time import perf_counter
 
 import numpy as np
@@ -61,6 +62,7 @@ class Benchmark:
         self._block_tables = tables.reshape(num_seqs, blocks_each)
         self._chunk_size = chunk_size
         self._rng = np.random.default_rng(0)
+        self._num_read = [0] * num_seqs  # tokens of each sequence that the cache holds
 
     def prefill_seconds(self, num_tokens: int) -> float:
         """To read a prompt; of its last token the logits are computed, and the next one drawn."""
@@ -68,15 +70,19 @@ class Benchmark:
         self._read_prompt(0, num_tokens)
         return perf_counter() - started
 
-    def decode_seconds(self, num_seqs: int, num_tokens: int, depth: int) -> float:
-        """To draw `num_tokens` for each of `num_seqs` sequences side by side, of `depth` tokens before."""
-        for sequence in range(num_seqs if depth else 0):
-            self._read_prompt(sequence, depth)
-        token_ids = self._random_ids(num_tokens * num_seqs).reshape(num_tokens, num_seqs)
-        started = perf_counter()
-        for step, ids in enumerate(token_ids):
-            self._decode(ids, depth + step)
-        return perf_counter() - started
+    def decode_seconds(self, num_seqs: int, num_tokens: int, depth: int) -> list[float]:
+        """Of each of `num_tokens` steps that draw a token for each of `num_seqs` sequences side by side.
+
+        `depth` tokens are before them: what earlier calls have read, and the rest is read first.
+        """
+        for sequence in range(num_seqs):
+            if self._num_read[sequence] < depth:
+                self._read_prompt(sequence, depth)
+        times = [perf_counter()]
+        for position in range(depth, depth + num_tokens):
+            self._decode(self._random_ids(num_seqs), position)
+            times.append(perf_counter())
+        return [end - start for start, end in pairwise(times)]
 
     def _read_prompt(self, sequence: int, num_tokens: int) -> None:
         token_ids = self._random_ids(num_tokens)
@@ -85,6 +91,7 @@ class Benchmark:
             rows = [stop - start - 1] if stop == num_tokens else []
             batch = pack([token_ids[start:stop]], [start], [self._block_tables[sequence]], rows)
             self._step(batch, [sequence], num_tokens)
+        self._num_read[sequence] = max(self._num_read[sequence], num_tokens)
 
     def _decode(self, token_ids: IntArray, position: int) -> None:
         num_seqs = len(token_ids)
