@@ -42,18 +42,7 @@ class PartitionReader {
     for (int s = 0; start + s * kStepCols < end; ++s) words.values[s] = value_step(start + s * kStepCols, end, s);
   }
 
-  // Fetches what `read` will give of these positions, whole groups.
-  void prefetch_keys(int64_t start, int64_t end) const {
-    for (int64_t at = start; at < end; at += kLanes) prefetch_bytes(key_words(at), 32 * layer_.key_dim);
-  }
-  void prefetch_values(int64_t start, int64_t end) const {
-    for (int64_t at = start; at < end; at += kLanes) prefetch_bytes(value_words(at), 32 * layer_.value_dim);
-  }
-
  private:
-  static void prefetch_bytes(const uint8_t* from, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += 64) prefetch(from + at);
-  }
   const uint8_t* head_of(int64_t position) const {
     return cache_.head(piece_.layer, piece_.sequence.block_table[position / cache_.block_size()], piece_.kv_head);
   }
@@ -269,7 +258,6 @@ class Bf16Attention {
       for (int r = 0; r < count; ++r) rows[r] = row_at(piece_, first + r);
       split_queries(rows, count);
       const int64_t longest = longest_limit(rows, count);
-      streamed_ = count <= kRows ? longest : 0;
       for_each_partition(piece_, rows, count, [&](int64_t start) {
         reader_.read(start, start + kPartition < longest ? start + kPartition : longest, words_);
         for (int r = 0; r < count; r += kRows) block(rows + r, count - r < kRows ? count - r : kRows, start, r / kRows);
@@ -306,7 +294,6 @@ class Bf16Attention {
     const int num_groups = (most + kLanes - 1) / kLanes, num_steps = (most + kStepCols - 1) / kStepCols;
     const Number* queries = queries_ + index * query_block_size();
     for (int g = 0; g < num_groups; g += kMaxVecs) {
-      prefetch(start + g * kLanes);
       products_.multiply<BlockProducts::kQueryTerms>(
           queries, count, reader_.num_key_steps(),
           [&](int step, int vec) { return words_.keys[g + vec] + 64 * kStepWords * step; }, 64,
@@ -317,14 +304,6 @@ class Bf16Attention {
     for (int r = 0; r < count; ++r) {
       if (keys[r] > 0) merge_sum(rows[r], max_[r], sum_[r]);
     }
-  }
-
-  // One block waits for memory: while it meets the keys from `position` on, their values and the next partition's keys
-  // come.
-  void prefetch(int64_t position) const {
-    const int64_t end = position + kMaxVecs * kLanes, next = position + kPartition, next_end = end + kPartition;
-    if (position < streamed_) reader_.prefetch_values(position, end < streamed_ ? end : streamed_);
-    if (next < streamed_) reader_.prefetch_keys(next, next_end < streamed_ ? next_end : streamed_);
   }
 
   // Scores become the terms of p = exp(score - max), 0 past the last key.
@@ -381,7 +360,6 @@ class Bf16Attention {
   BlockProducts products_{static_cast<int>(num_rows(piece_) < kRows ? num_rows(piece_) : kRows)};
   PartitionWords words_;
   Number* queries_ = nullptr;
-  int64_t streamed_ = 0;  // positions that a single block reads
   alignas(64) float scores_[kRows * kPartition];
   alignas(64) Number p_[BlockProducts::kColBlock];
   float max_[kRows], sum_[kRows];
