@@ -42,8 +42,9 @@ def test_prefill_reads_the_prompt_in_chunks_and_draws_once(runner, benchmark):
 
 
 def test_decode_draws_for_each_sequence_at_its_depth(runner, benchmark):
-    first, second = benchmark.decode_seconds(3, 2, depth=9)
-    assert first > 0 and second > 0
+    times = benchmark.decode_seconds(3, 2, depth=9)
+    assert len(times) == 2
+    assert min(times) > 0
     reading, drawing = runner.batches[:-2], runner.batches[-2:]
     assert sum(len(batch.token_ids) for batch in reading) == 3 * 9
     assert [batch.positions.tolist() for batch in drawing] == [[9] * 3, [10] * 3]

@@ -161,10 +161,7 @@ def _time(path: Path, workload: Workload, num_threads: int) -> Times:
     prompt, generated = workload.prompt_tokens, workload.generate_tokens
     return Times(
         rates(prompt, partial(benchmark.prefill_seconds, prompt)),
-        {
-            str(size): rates(size * generated, partial(decode_seconds, size))
-            for size in workload.batch_sizes
-        },
+        {str(size): rates(size * generated, partial(decode_seconds, size)) for size in workload.batch_sizes},
     )
 
 

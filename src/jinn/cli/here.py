@@ -33,7 +33,7 @@ def here(
         bool, typer.Option("--predict", help="Only probe and predict; do not load the model.")
     ] = False,
     threads: ThreadsOption = None,
-    repeat: Annotated[int, typer.Option(metavar="N", help="Runs of each; of each step the quickest counts.")] = 3,
+    repeat: Annotated[int, typer.Option(metavar="N", help="Runs of each; the quickest steps count.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Predict a model's speed on this machine, measure it, and compare."""
@@ -137,10 +137,9 @@ def runs() -> tuple[Run, ...]:
 
 
 def measure_runs(path: Path, num_threads: int, repeat: int, wanted: Sequence[Run]) -> dict[Run, float]:
-    """Seconds of each run, after one that warms up: what others do meanwhile only adds, so the least of a prompt
-    and of each step of decoding.
+    """Least seconds of each prompt, and of each step of decoding: what others do meanwhile only adds.
 
-    Runs take turns, so that a busy minute of the machine falls on all of them.
+    A run of each warms up first. Runs take turns, so that a busy minute of the machine falls on all of them.
     """
     from jinn.cli.bench import load_benchmark
 

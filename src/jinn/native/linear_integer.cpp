@@ -58,12 +58,11 @@ template <class Codes>
 class Prefetcher {
  public:
   Prefetcher(const PackedTensor& weight, const Tile& tile) : codes_(tile.codes) {
-    const TileLayout& layout = weight.layout();
-    const int64_t planes = static_cast<int64_t>(layout.sub_scales), bytes = static_cast<int64_t>(layout.bytes);
-    code_bytes_ = weight.cols() / kGroup * kGroupBytes;
-    other_bytes_ = bytes - code_bytes_;
+    const int64_t tile_bytes = static_cast<int64_t>(weight.layout().bytes);
+    code_bytes_ = static_cast<int64_t>(weight.layout().sub_scales);  // which come after the codes
+    other_bytes_ = tile_bytes - code_bytes_;
     ahead_ = kPrefetchBytes < code_bytes_ ? kPrefetchBytes : code_bytes_;
-    next_planes_ = tile.codes + bytes + planes;
+    next_planes_ = tile.codes + tile_bytes + code_bytes_;
   }
 
   void fetch(int64_t group) const {
