@@ -53,6 +53,15 @@ def test_decode_draws_for_each_sequence_at_its_depth(runner, benchmark):
     assert len(np.unique(drawing[0].block_tables)) == runner.num_blocks
 
 
+def test_runs_repeat_their_tokens(runner, benchmark):
+    for _ in range(2):
+        benchmark.decode_seconds(3, 2, depth=0)
+        benchmark.prefill_seconds(20)
+    ids = [batch.token_ids.tolist() for batch in runner.batches]
+    assert ids[: len(ids) // 2] == ids[len(ids) // 2 :]
+    assert ids[0] != ids[1]
+
+
 def test_decode_at_depth_0_reads_nothing(runner, benchmark):
     benchmark.decode_seconds(2, 3, depth=0)
     assert [batch.positions.tolist() for batch in runner.batches] == [[0, 0], [1, 1], [2, 2]]
@@ -78,3 +87,6 @@ def test_models_with_recurrent_states_are_timed(family, tmp_path):
     benchmark = load_benchmark(tmp_path, 3, 24, num_threads=1)
     assert benchmark.prefill_seconds(20) > 0
     assert min(benchmark.decode_seconds(3, 4, depth=20)) > 0
+    whole, stages = benchmark.prefill_seconds(20), benchmark.prefill_stage_seconds(20)
+    assert len(stages) > 1
+    assert 0 < sum(stages) < 100 * whole

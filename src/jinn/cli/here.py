@@ -33,7 +33,7 @@ def here(
         bool, typer.Option("--predict", help="Only probe and predict; do not load the model.")
     ] = False,
     threads: ThreadsOption = None,
-    repeat: Annotated[int, typer.Option(metavar="N", help="Runs of each; the quickest steps count.")] = 3,
+    repeat: Annotated[int, typer.Option(metavar="N", help="Runs of each; the quickest parts count.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Predict a model's speed on this machine, measure it, and compare."""
@@ -137,8 +137,9 @@ def runs() -> tuple[Run, ...]:
 
 
 def measure_runs(path: Path, num_threads: int, repeat: int, wanted: Sequence[Run]) -> dict[Run, float]:
-    """Least seconds of each prompt, and of each step of decoding: what others do meanwhile only adds.
+    """Seconds of each run: the least of each stage of a prompt, and of each step of decoding, added up.
 
+    What others do on the machine only adds, so less is truer, and short parts are seldom disturbed each time.
     A run of each warms up first. Runs take turns, so that a busy minute of the machine falls on all of them.
     """
     from jinn.cli.bench import load_benchmark
@@ -149,8 +150,8 @@ def measure_runs(path: Path, num_threads: int, repeat: int, wanted: Sequence[Run
     def seconds(run: Run) -> list[float]:
         if run.num_seqs:
             return benchmark.decode_seconds(run.num_seqs, run.num_tokens, run.depth)
-        return [benchmark.prefill_seconds(run.num_tokens)]
+        return benchmark.prefill_stage_seconds(run.num_tokens)
 
     rounds = [[seconds(run) for run in wanted] for _ in range(repeat + 1)][1:]
     by_run = zip(wanted, zip(*rounds, strict=True), strict=True)
-    return {run: sum(min(step) for step in zip(*times, strict=True)) for run, times in by_run}
+    return {run: sum(min(each) for each in zip(*times, strict=True)) for run, times in by_run}

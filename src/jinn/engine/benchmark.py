@@ -5,7 +5,7 @@ Unlike llama-bench's, the times contain the draw of each token, which is greedy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
@@ -15,7 +15,7 @@ import numpy as np
 from jinn import _native
 from jinn.engine.batch import pack, with_states
 from jinn.engine.messages import SamplingParams
-from jinn.engine.runner import Runner
+from jinn.engine.runner import NativeRunner
 from jinn.engine.sampler import SampleRow
 from jinn.ops.protocol import Batch, IntArray
 
@@ -55,13 +55,12 @@ class Benchmark:
     `chunk_size` is the most tokens of one step.
     """
 
-    def __init__(self, runner: Runner, num_seqs: int, max_len: int, chunk_size: int) -> None:
+    def __init__(self, runner: NativeRunner, num_seqs: int, max_len: int, chunk_size: int) -> None:
         blocks_each = num_blocks(1, max_len, runner.block_size)
         tables = np.arange(num_seqs * blocks_each, dtype=np.int32)
         self._runner = runner
         self._block_tables = tables.reshape(num_seqs, blocks_each)
         self._chunk_size = chunk_size
-        self._rng = np.random.default_rng(0)
         self._num_read = [0] * num_seqs  # tokens of each sequence that the cache holds
 
     def prefill_seconds(self, num_tokens: int) -> float:
@@ -69,6 +68,11 @@ class Benchmark:
         started = perf_counter()
         self._read_prompt(0, num_tokens)
         return perf_counter() - started
+
+    def prefill_stage_seconds(self, num_tokens: int) -> list[float]:
+        """Of each stage of reading a prompt, without the draw: shorter times than the whole."""
+        batches = self._prompt(0, num_tokens)
+        return [seconds for batch in batches for _, seconds in self._runner.profile(batch)]
 
     def decode_seconds(self, num_seqs: int, num_tokens: int, depth: int) -> list[float]:
         """Of each of `num_tokens` steps that draw a token for each of `num_seqs` sequences side by side.
@@ -80,34 +84,40 @@ class Benchmark:
                 self._read_prompt(sequence, depth)
         times = [perf_counter()]
         for position in range(depth, depth + num_tokens):
-            self._decode(self._random_ids(num_seqs), position)
+            self._decode(num_seqs, position)
             times.append(perf_counter())
         return [end - start for start, end in pairwise(times)]
 
     def _read_prompt(self, sequence: int, num_tokens: int) -> None:
-        token_ids = self._random_ids(num_tokens)
+        for batch in self._prompt(sequence, num_tokens):
+            self._step(batch, num_tokens)
+        self._num_read[sequence] = max(self._num_read[sequence], num_tokens)
+
+    def _prompt(self, sequence: int, num_tokens: int) -> Iterator[Batch]:
+        token_ids = self._random_ids(num_tokens, sequence)
         for start in range(0, num_tokens, self._chunk_size):
             stop = min(start + self._chunk_size, num_tokens)
             rows = [stop - start - 1] if stop == num_tokens else []
             batch = pack([token_ids[start:stop]], [start], [self._block_tables[sequence]], rows)
-            self._step(batch, [sequence], num_tokens)
-        self._num_read[sequence] = max(self._num_read[sequence], num_tokens)
+            yield self._with_states(batch, [sequence])
 
-    def _decode(self, token_ids: IntArray, position: int) -> None:
-        num_seqs = len(token_ids)
+    def _decode(self, num_seqs: int, position: int) -> None:
+        token_ids = self._random_ids(num_seqs, position)
         tables = list(self._block_tables[:num_seqs])
         batch = pack(list(token_ids[:, None]), [position] * num_seqs, tables, range(num_seqs))
-        self._step(batch, range(num_seqs), position + 1)
+        self._step(self._with_states(batch, range(num_seqs)), position + 1)
 
-    def _step(self, batch: Batch, sequences: Sequence[int], num_tokens: int) -> None:
+    def _with_states(self, batch: Batch, sequences: Sequence[int]) -> Batch:
         """Sequence s keeps its recurrent states, if the model has any, in slot s."""
-        if self._runner.num_state_slots:
-            none = [0] * len(sequences)
-            batch = with_states(batch, list(sequences), none, none)
+        none = [0] * len(sequences)
+        return with_states(batch, list(sequences), none, none) if self._runner.num_state_slots else batch
+
+    def _step(self, batch: Batch, num_tokens: int) -> None:
         self._runner.step(batch, [_row(num_tokens)] * len(batch.logit_rows))
 
-    def _random_ids(self, count: int) -> IntArray:
-        return self._rng.integers(0, self._runner.vocab_size, count, np.int32)
+    def _random_ids(self, count: int, seed: int) -> IntArray:
+        """The same each time, and so the same experts."""
+        return np.random.default_rng(seed).integers(0, self._runner.vocab_size, count, np.int32)
 
 
 def num_blocks(num_seqs: int, max_len: int, block_size: int) -> int:

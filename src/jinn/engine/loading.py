@@ -20,7 +20,7 @@ from jinn import __version__, _native, env
 from jinn.engine.adapters import adapter_parameters, digests, read_adapters
 from jinn.engine.config import EngineConfig, ModelInfo
 from jinn.engine.memory import available_memory, disk_speed, footprint
-from jinn.engine.runner import NativeRunner, Programs, Runner
+from jinn.engine.runner import NativeRunner, Programs
 from jinn.models.generation import generation_defaults
 from jinn.models.model import Model
 from jinn.models.parameters import Node, tree
@@ -46,7 +46,7 @@ Progress = Callable[[int, int], None]
 """Takes the bytes loaded so far, and all."""
 
 
-def load_runner(config: EngineConfig, progress: Progress) -> tuple[Runner, ModelInfo]:
+def load_runner(config: EngineConfig, progress: Progress) -> tuple[NativeRunner, ModelInfo]:
     """Load the model of `config` for the native kernels. Raises WeightsError or ConfigError, one line."""
     with open_checkpoint(config.model) as checkpoint:
         model = _model(checkpoint, config)
