@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,5 +39,7 @@ def smollm2_path() -> Path:
 def heeds_ctrl_c() -> Iterator[None]:
     """SIGINT raises KeyboardInterrupt, also in a background job, which starts with the signal ignored."""
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.disable()  # hypothesis is called at collections, where an interrupt is lost
     yield
+    gc.enable()
     signal.signal(signal.SIGINT, handler)
