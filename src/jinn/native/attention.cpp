@@ -183,7 +183,9 @@ class Worker {
     for (int r = 0; r < R; ++r) softmax(keys[r], r);
     for (int col = 0; col < layer_.value_dim; col += kMaxValueVecs * kLanes) values<R>(rows, start, keys, col);
     for (int r = 0; r < R; ++r) {
-      if (keys[r] > 0) merge_sum(rows[r], partial_.max[r], partial_.sum[r]);
+      if (keys[r] == 0) continue;
+      const MergeFactors factors = merge_factors(rows[r], partial_.max[r]);
+      rows[r].merge(partial_.max[r], partial_.sum[r], factors.before[0], factors.now[0]);
     }
   }
 
@@ -312,7 +314,7 @@ class Worker {
 
   void merge(const AttentionRow& row, const f32x16* acc, int keys, int r, int col) {
     if (keys == 0) return;
-    const MergeFactors factors(row, partial_.max[r]);
+    const MergeFactors factors = merge_factors(row, partial_.max[r]);
     for (int v = 0; v < num_vecs(col); ++v) {
       const int at = col + v * kLanes;
       merge_values(row.output + at, acc[v], factors, part_width(at));

@@ -114,10 +114,9 @@ class BlockProducts {
   // Thirty-two weights: their upper, middle and lower eight bits, which are all they have.
   JINN_INLINE void put_weights(Number* to, f32x16 p, f32x16 next) {
     for (int t = 0; t < kWeightTerms; ++t, to += kBlockCols) {
-      const f32x16 upper = upper_half(p), next_upper = upper_half(next);
-      put(to, upper, next_upper);
-      p = p - upper;
-      next = next - next_upper;
+      put(to, p, next);
+      p = p - upper_half(p);
+      next = next - upper_half(next);
     }
   }
 
@@ -126,49 +125,41 @@ class BlockProducts {
   template <int Terms, class Words>
   JINN_INLINE void multiply(const Number* block, int, int num_steps, Words words, int64_t stride, int num_vecs,
                             float* out, int64_t out_stride) {
-    constexpr int kRowBytes = kWeightTerms * kBlockCols * 2;
     finish_stores(block);
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    tile_zero<0>();
+    tile_zero<1>();
+    tile_zero<2>();
+    tile_zero<3>();
     for (int step = 0; step < num_steps; ++step) {
       const int64_t col = static_cast<int64_t>(step) * kStepCols;
       const Number* terms = block + col / kBlockCols * kColBlock + col % kBlockCols;
-      _tile_loadd(4, terms, kRowBytes);
-      _tile_loadd(5, terms + kBlockCols, kRowBytes);
-      if constexpr (Terms > 2) _tile_loadd(6, terms + 2 * kBlockCols, kRowBytes);
-      _tile_loadd(7, words(step, 0), stride);
-      _tile_dpbf16ps(0, 4, 7);
-      _tile_dpbf16ps(0, 5, 7);
-      if constexpr (Terms > 2) _tile_dpbf16ps(0, 6, 7);
-      if (num_vecs > 1) {
-        _tile_loadd(7, words(step, 1), stride);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(1, 5, 7);
-        if constexpr (Terms > 2) _tile_dpbf16ps(1, 6, 7);
-      }
-      if (num_vecs > 2) {
-        _tile_loadd(7, words(step, 2), stride);
-        _tile_dpbf16ps(2, 4, 7);
-        _tile_dpbf16ps(2, 5, 7);
-        if constexpr (Terms > 2) _tile_dpbf16ps(2, 6, 7);
-      }
-      if (num_vecs > 3) {
-        _tile_loadd(7, words(step, 3), stride);
-        _tile_dpbf16ps(3, 4, 7);
-        _tile_dpbf16ps(3, 5, 7);
-        if constexpr (Terms > 2) _tile_dpbf16ps(3, 6, 7);
-      }
+      const auto of_vec = [&](int vec) { return vec < num_vecs ? words(step, vec) : nullptr; };
+      add_products<0, Terms>(terms, of_vec(0), of_vec(1), stride);
+      if (num_vecs > 2) add_products<2, Terms>(terms, of_vec(2), of_vec(3), stride);
     }
-    _tile_stored(0, out, 4 * out_stride);
-    if (num_vecs > 1) _tile_stored(1, out + kLanes, 4 * out_stride);
-    if (num_vecs > 2) _tile_stored(2, out + 2 * kLanes, 4 * out_stride);
-    if (num_vecs > 3) _tile_stored(3, out + 3 * kLanes, 4 * out_stride);
+    tile_store<0>(out, 4 * out_stride);
+    if (num_vecs > 1) tile_store<1>(out + kLanes, 4 * out_stride);
+    if (num_vecs > 2) tile_store<2>(out + 2 * kLanes, 4 * out_stride);
+    if (num_vecs > 3) tile_store<3>(out + 3 * kLanes, 4 * out_stride);
     finish_stores(out);
   }
 
  private:
+  // Adds the products of one step's terms with one or two vectors to sums `Sum` and the next. Two by two, so that a
+  // sum's terms, which follow each other, do not wait for each other.
+  template <int Sum, int Terms>
+  JINN_INLINE void add_products(const Number* terms, const uint8_t* words, const uint8_t* next, int64_t stride) {
+    constexpr int kRowBytes = kWeightTerms * kBlockCols * 2, kTerms = 4 + Sum / 2;
+    tile_load<6>(words, stride);
+    if (next) tile_load<7>(next, stride);
+#pragma GCC unroll 3
+    for (int t = 0; t < Terms; ++t, terms += kBlockCols) {
+      tile_load<kTerms>(terms, kRowBytes);
+      tile_multiply_bf16<Sum, kTerms, 6>();
+      if (next) tile_multiply_bf16<Sum + 1, kTerms, 7>();
+    }
+  }
+
   // Sixteen columns of bfloat16, in the high halves.
   JINN_INLINE void put(Number* to, f32x16 term) {
     const __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)term, 16));
@@ -184,7 +175,7 @@ class BlockProducts {
     std::memcpy(to, &halves, sizeof(halves));
   }
 
-  static Bf16Tiles tile_rows(uint8_t n) { return Bf16Tiles({n, n, n, n, n, n, n, kStepWords}); }
+  static Bf16Tiles tile_rows(uint8_t n) { return Bf16Tiles({n, n, n, n, n, n, kStepWords, kStepWords}); }
 
   Bf16Tiles tiles_;
 };
@@ -299,38 +290,55 @@ class Bf16Attention {
           [&](int step, int vec) { return words_.keys[g + vec] + 64 * kStepWords * step; }, 64,
           num_groups - g < kMaxVecs ? num_groups - g : kMaxVecs, scores_ + g * kLanes, kPartition);
     }
-    for (int r = 0; r < count; ++r) softmax(r, keys[r], num_steps);
-    values(rows, keys, count, num_steps);
-    for (int r = 0; r < count; ++r) {
-      if (keys[r] > 0) merge_sum(rows[r], max_[r], sum_[r]);
-    }
+    // Row by row in each, so that no row waits for the one before.
+    for (int r = 0; r < count; ++r) max_[r] = maximum(r, keys[r]);
+    for (int r = 0; r < count; ++r) sum_[r] = softmax(r, keys[r], num_steps);
+    merge_sums(rows, keys, count);
+    values(rows, keys, count, num_steps, start == 0);
   }
 
-  // Scores become the terms of p = exp(score - max), 0 past the last key.
-  void softmax(int r, int keys, int num_steps) {
-    float* scores = scores_ + r * kPartition;
+  float maximum(int r, int keys) const {
+    const float* scores = scores_ + r * kPartition;
+    const int whole = keys / kLanes * kLanes;
+    f32x16 largest = set1(-INFINITY);
+    for (int at = 0; at < whole; at += kLanes) largest = max(load(scores + at), largest);
+    if (whole < keys) largest = max(select(lanes_below(keys - whole), load(scores + whole), largest), largest);
+    return reduce_max(largest * piece_.scale);
+  }
+
+  // Scores become the terms of p = exp(score - max), 0 past the last key; returns their sum.
+  float softmax(int r, int keys, int num_steps) {
+    const float *scores = scores_ + r * kPartition, m = max_[r];
     const int whole = keys / kLanes * kLanes;
     const i32x16 is_key = lanes_below(keys - whole);
-    f32x16 largest = set1(-INFINITY), sum{};
-    for (int at = 0; at < whole; at += kLanes) largest = max(largest, load(scores + at));
-    if (whole < keys) largest = max(largest, select(is_key, load(scores + whole), set1(-INFINITY)));
-    const float m = reduce_max(largest * piece_.scale);
     const auto weights = [&](int at) {
       if (at >= keys) return f32x16{};
       const f32x16 p = exp(load(scores + at) * piece_.scale - m);
       return at < whole ? p : select(is_key, p, f32x16{});
     };
+    f32x16 sum{};
     for (int at = 0; at < num_steps * kStepCols; at += kStepCols) {
       const f32x16 p = weights(at), next = weights(at + kLanes);
       BlockProducts::put_weights(terms_at(p_, r, at), p, next);
       sum = sum + p;
       sum = sum + next;
     }
-    max_[r] = m;
-    sum_[r] = reduce_add(sum);
+    return reduce_add(sum);
   }
 
-  void values(const AttentionRow* rows, const int* keys, int count, int num_steps) {
+  // The rows' maxima and sums with this partition, and what their values are multiplied by.
+  void merge_sums(AttentionRow* rows, const int* keys, int count) {
+    alignas(64) float old_max[kLanes] = {};
+    for (int r = 0; r < count; ++r) old_max[r] = rows[r].max;
+    const f32x16 before = load(old_max), now = load(max_), larger = max(before, now);
+    store(before_, exp(before - larger));
+    store(now_, exp(now - larger));
+    for (int r = 0; r < count; ++r) {
+      if (keys[r] > 0) rows[r].merge(max_[r], sum_[r], before_[r], now_[r]);
+    }
+  }
+
+  void values(const AttentionRow* rows, const int* keys, int count, int num_steps, bool is_first) {
     alignas(64) float sums[kRows * kMaxVecs * kLanes];
     for (int first = 0; first < reader_.num_value_vecs(); first += kMaxVecs) {
       const int vecs = reader_.num_value_vecs() - first < kMaxVecs ? reader_.num_value_vecs() - first : kMaxVecs;
@@ -339,7 +347,7 @@ class Bf16Attention {
           words_.value_stride, vecs, sums, kMaxVecs * kLanes);
       for (int r = 0; r < count; ++r) {
         if (keys[r] == 0) continue;
-        const MergeFactors factors(rows[r], max_[r]);
+        const MergeFactors factors{set1(before_[r]), set1(now_[r]), is_first};
         for (int v = 0; v < vecs; ++v) {
           const int col = (first + v) * kLanes, left = layer_.value_dim - col;
           merge_values(rows[r].output + col, load(sums + (r * kMaxVecs + v) * kLanes), factors,
@@ -362,7 +370,7 @@ class Bf16Attention {
   Number* queries_ = nullptr;
   alignas(64) float scores_[kRows * kPartition];
   alignas(64) Number p_[BlockProducts::kColBlock];
-  float max_[kRows], sum_[kRows];
+  alignas(64) float max_[kLanes] = {}, sum_[kLanes], before_[kLanes], now_[kLanes];  // of each row
 };
 
 inline void attend_bf16(const AttentionPiece& piece) {

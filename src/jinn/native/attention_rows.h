@@ -16,6 +16,12 @@ struct AttentionRow {
   float* output;
   int64_t limit;
   float max, sum;  // M and L; acc is in output
+
+  // After the values, which need the old maximum, or their factors: exp(M - M') and exp(m - M').
+  void merge(float m, float l, float before, float now) {
+    sum = sum * before + l * now;
+    max = max > m ? max : m;
+  }
 };
 
 JINN_INLINE int64_t num_rows(const AttentionPiece& piece) {
@@ -48,25 +54,16 @@ JINN_INLINE int64_t longest_limit(const AttentionRow* rows, int count) {
 struct MergeFactors {
   f32x16 before, now;
   bool is_first;
-
-  MergeFactors(const AttentionRow& row, float m) {
-    const float max = row.max > m ? row.max : m;
-    before = set1(exp(row.max - max));
-    now = set1(exp(m - max));
-    is_first = row.max == -INFINITY;
-  }
 };
+
+JINN_INLINE MergeFactors merge_factors(const AttentionRow& row, float m) {
+  const float max = row.max > m ? row.max : m;
+  return {set1(exp(row.max - max)), set1(exp(m - max)), row.max == -INFINITY};
+}
 
 JINN_INLINE void merge_values(float* acc, f32x16 partial, const MergeFactors& factors, int width) {
   const f32x16 old = factors.is_first ? f32x16{} : load_part(acc, width);
   store_part(acc, fma(partial, factors.now, old * factors.before), width);
-}
-
-// After the values, which need the old maximum.
-JINN_INLINE void merge_sum(AttentionRow& row, float m, float l) {
-  const float max = row.max > m ? row.max : m;
-  row.sum = row.sum * exp(row.max - max) + l * exp(m - max);
-  row.max = max;
 }
 
 // Calls partition(start), which merges one partition into the rows, for each that any row sees.

@@ -75,8 +75,10 @@ void copy_row(const Activations& from, int64_t row, const Activations& to, int64
     std::memcpy(to.row(to_row), from.row(row), static_cast<size_t>(activation_stride(from.type, from.cols)));
     return;
   }
-  std::memcpy(to.codes(to_row), from.codes(row), static_cast<size_t>(from.code_bytes()));
+  const int64_t group_bytes = from.group_bytes();
   for (int64_t at = 0; at < from.cols / kGroup * kActivationRows; at += kActivationRows) {
+    std::memcpy(to.codes(to_row) + at * group_bytes, from.codes(row) + at * group_bytes,
+                static_cast<size_t>(group_bytes));
     to.scales(to_row)[at] = from.scales(row)[at];
     to.sums(to_row)[at] = from.sums(row)[at];
     to.scaled_sums(to_row)[at] = from.scaled_sums(row)[at];

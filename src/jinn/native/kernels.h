@@ -28,8 +28,8 @@ enum class ActivationType { F32, BF16, Int8, Int12 };
 //
 // Integers share a scale in groups of 32 columns: x = scale * code, |code| <= 127 (Int8) or 2032 (Int12). Int12 codes
 // are kept as two int8, code = kHigh * high + low. Rows come in blocks of 16, so that what a kernel needs of 16 rows
-// lies side by side: codes [16][groups][32 of Int8, or 32 high and 32 low], then per group [16] scales (f32), [16] sums
-// of the codes (i32), [16] scaled sums (f32) and [16] sums of the first half's codes (i32).
+// lies side by side: per group [16][32 codes of Int8, or 32 high and 32 low], then per group [16] scales (f32), [16]
+// sums of the codes (i32), [16] scaled sums (f32) and [16] sums of the first half's codes (i32).
 struct Activations {
   uint8_t* data = nullptr;
   int64_t stride = 0;
@@ -38,21 +38,22 @@ struct Activations {
   int64_t first_col = 0;  // that kernels see; a whole group of integers, a whole pair of BF16
 
   uint8_t* row(int64_t r) const { return data + r * stride + first_col * (type == ActivationType::BF16 ? 2 : 4); }
-  int64_t code_bytes() const { return code_size() * cols; }  // of a row
-  uint8_t* codes(int64_t r) const { return block(r) + r % kActivationRows * code_bytes() + code_size() * first_col; }
-  // Of group 0; group g is kActivationRows * g further.
+  int64_t group_bytes() const { return type == ActivationType::Int12 ? 2 * kGroup : kGroup; }  // of codes
+  // Of group 0; group g is kActivationRows * g groups or numbers further.
+  uint8_t* codes(int64_t r) const {
+    return block(r) + (first_col / kGroup * kActivationRows + r % kActivationRows) * group_bytes();
+  }
   float* scales(int64_t r) const { return plane<float>(r, 0); }
   int32_t* sums(int64_t r) const { return plane<int32_t>(r, 1); }
   float* scaled_sums(int64_t r) const { return plane<float>(r, 2); }
   int32_t* half_sums(int64_t r) const { return plane<int32_t>(r, 3); }
 
  private:
-  int64_t code_size() const { return type == ActivationType::Int12 ? 2 : 1; }
   uint8_t* block(int64_t r) const { return data + r / kActivationRows * kActivationRows * stride; }
   template <class Number>
   Number* plane(int64_t r, int64_t index) const {
     const int64_t numbers = (index * cols + first_col) / kGroup * kActivationRows + r % kActivationRows;
-    return reinterpret_cast<Number*>(block(r) + kActivationRows * code_bytes()) + numbers;
+    return reinterpret_cast<Number*>(block(r) + cols / kGroup * kActivationRows * group_bytes()) + numbers;
   }
 };
 

@@ -57,6 +57,10 @@ JINN_INLINE void tile_multiply() {
     asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sums), "i"(Rows), "i"(Codes));
   }
 }
+template <int Sums, int Rows, int Words>
+JINN_INLINE void tile_multiply_bf16() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sums), "i"(Rows), "i"(Words));
+}
 
 // Tiles 0 to 3: sums, num_rows x 16 int32. 4 and 5: activations, num_rows x cols. 6 and 7: codes, 4 columns of 16
 // outputs a row.
@@ -82,6 +86,7 @@ class AmxKernel {
   static constexpr int kCols = kIsOneProduct ? 2 * kGroup : kStepCols;  // of a multiplication
   static constexpr int kStepBytes = kCols * kTileRows;                  // of widened codes
   static constexpr int kRowBytes = IsWide ? 2 * kGroup : kGroup;        // of a group of a row of activations
+  static constexpr int kBlockBytes = kRowBytes * kAmxRows;              // of a group of a block
   static constexpr int64_t kMaxRows = 64;
   static constexpr int64_t kFewestRows = kIsOneProduct ? 5 : 9;  // vectors multiply fewer as fast
 
@@ -113,8 +118,8 @@ class AmxKernel {
  private:
   static constexpr int kMaxTiles = 2;
   static constexpr int kMaxBlocks = 2 / kHalves;  // of rows that are multiplied together
-  static constexpr int kBatch = 2;                // steps that are multiplied before they are scaled
-  static constexpr int kBatchGroups = kBatch / Codes::kScales;
+  static constexpr int kBatchGroups = 2;          // that are multiplied before they are scaled
+  static constexpr int kBatch = kBatchGroups * Codes::kScales;
 
   // A batch of a tile's weights, widened; codes are unsigned where there are minima, else less their offset.
   struct Weights {
@@ -150,12 +155,11 @@ class AmxKernel {
   void add_batch(const Activations& input, int64_t first_row, int64_t first_y, int num_rows, int64_t first_group,
                  int count) {
     constexpr int kSums = Blocks * kHalves * Tiles;
-    const int64_t stride = input.code_bytes();
     const uint8_t* rows[Blocks * kHalves];
     for (int i = 0; i < Blocks * kHalves; ++i) {
-      rows[i] = input.codes(first_row + i / kHalves * kAmxRows) + first_group * kRowBytes + i % kHalves * kGroup;
+      rows[i] = input.codes(first_row + i / kHalves * kAmxRows) + first_group * kBlockBytes + i % kHalves * kGroup;
     }
-    for (int at = 0; at < count * Codes::kScales; ++at) multiply<Tiles, kSums, 0>(rows, stride, at);
+    for (int at = 0; at < count * Codes::kScales; ++at) multiply<Tiles, kSums, 0>(rows, at);
     store_rest<1, kSums>(count * Codes::kScales - 1);
     for (int block = 0; block < Blocks; ++block) {
       const RowScales<Codes> row_scales(input, first_row + block * kAmxRows);
@@ -175,10 +179,10 @@ class AmxKernel {
   // been under way the longest, which is one of the step before: a store that had to wait for its product would hold up
   // the ones that follow.
   template <int Tiles, int kSums, int Sum>
-  void multiply(const uint8_t* const* rows, int64_t stride, int at) {
+  void multiply(const uint8_t* const* rows, int at) {
     constexpr int kRow = Sum / Tiles, kTile = Sum % Tiles;
     if constexpr (kTile == 0) {
-      tile_load<4 + kRow>(rows[kRow] + at / Codes::kScales * kRowBytes + at % Codes::kScales * kStepCols, stride);
+      tile_load<4 + kRow>(rows[kRow] + at / Codes::kScales * kBlockBytes + at % Codes::kScales * kStepCols, kRowBytes);
     }
     if constexpr (kRow == 0) tile_load<6 + kTile>(weights_[kTile].codes[at], 64);
     tile_zero<Sum>();
@@ -187,7 +191,7 @@ class AmxKernel {
       tile_store<0>(sums_[at][0], 64);
     } else {
       if (at > 0) tile_store<Sum + 1>(sums_[at - 1][Sum + 1], 64);
-      multiply<Tiles, kSums, Sum + 1>(rows, stride, at);
+      multiply<Tiles, kSums, Sum + 1>(rows, at);
     }
   }
   template <int Sum, int kSums>

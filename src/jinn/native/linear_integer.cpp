@@ -81,7 +81,7 @@ class Prefetcher {
 // One tile for R rows, which lie in one block of activations.
 template <class Codes, bool IsWide, int R>
 void tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) {
-  constexpr int kGroupBytes = IsWide ? 2 * kGroup : kGroup;
+  constexpr int kGroupBytes = kActivationRows * (IsWide ? 2 * kGroup : kGroup);  // of a block
   constexpr int kCols = kGroup / Codes::kScales;
   const Tile tile(*piece.weight, tile_index);
   const Prefetcher<Codes> prefetcher(*piece.weight, tile);

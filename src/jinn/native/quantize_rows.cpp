@@ -31,7 +31,7 @@ template <bool IsWide>
 void quantize_integer(const float* x, int64_t cols, Activations out, int64_t row) {
   constexpr float kLevels = IsWide ? 127.0f * kHigh : 127.0f;
   int8_t* codes = reinterpret_cast<int8_t*>(out.codes(row));
-  for (int64_t g = 0; g < cols / kGroup; ++g, x += kGroup, codes += IsWide ? 2 * kGroup : kGroup) {
+  for (int64_t g = 0; g < cols / kGroup; ++g, x += kGroup, codes += kActivationRows * out.group_bytes()) {
     const float largest = largest_magnitude(x);
     const float inverse = largest > 0.0f ? kLevels / largest : 0.0f;
     const int32_t half_sum = quantize_half<IsWide>(x, inverse, codes);

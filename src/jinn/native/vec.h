@@ -227,8 +227,25 @@ JINN_INLINE Vector select(i32x16 mask, Vector yes, Vector no) {
   return Vector::each([&](int p) { return mask.parts[p] ? yes.parts[p] : no.parts[p]; });
 #endif
 }
-JINN_INLINE f32x16 max(f32x16 a, f32x16 b) { return select(a > b, a, b); }
-JINN_INLINE f32x16 min(f32x16 a, f32x16 b) { return select(a < b, a, b); }
+// a > b ? a : b, and a < b ? a : b: b where one is NaN.
+JINN_INLINE f32x16 max(f32x16 a, f32x16 b) {
+#if defined(JINN_AVX512)
+  return (f32x16)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(JINN_AVX2)
+  return f32x16::each([&](int p) { return (f32x16::Part)_mm256_max_ps((__m256)a.parts[p], (__m256)b.parts[p]); });
+#else
+  return select(a > b, a, b);
+#endif
+}
+JINN_INLINE f32x16 min(f32x16 a, f32x16 b) {
+#if defined(JINN_AVX512)
+  return (f32x16)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(JINN_AVX2)
+  return f32x16::each([&](int p) { return (f32x16::Part)_mm256_min_ps((__m256)a.parts[p], (__m256)b.parts[p]); });
+#else
+  return select(a < b, a, b);
+#endif
+}
 
 // Lanes below `count` as all ones.
 JINN_INLINE i32x16 lanes_below(int count) {
@@ -454,9 +471,14 @@ JINN_INLINE f32x16 exp(f32x16 x) {
   p = fma(p, r, set1(1.6666665459e-1f));
   p = fma(p, r, set1(5.0000001201e-1f));
   p = fma(p, r * r, r) + 1.0f;
+#if defined(JINN_AVX512)
+  return (f32x16)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, (__m512)set1(-87.0f), _CMP_NLT_UQ), (__m512)p,
+                                        (__m512)n);
+#else
   const i32x16 exponent = convert<i32x16>(n);
   const f32x16 scaled = p * bit_cast<f32x16>((exponent + 127) << 23);
   return select(x < set1(-87.0f), f32x16{}, scaled);
+#endif
 }
 
 JINN_INLINE float exp(float x) { return exp(set1(x))[0]; }
