@@ -88,7 +88,9 @@ class AmxKernel {
   static constexpr int kRowBytes = IsWide ? 2 * kGroup : kGroup;        // of a group of a row of activations
   static constexpr int kBlockBytes = kRowBytes * kAmxRows;              // of a group of a block
   static constexpr int64_t kMaxRows = 64;
-  static constexpr int64_t kFewestRows = kIsOneProduct ? 5 : 9;  // vectors multiply fewer as fast
+  static constexpr int64_t kFewestRows = kIsOneProduct         ? 5
+                                         : Codes::kScales == 1 ? 8
+                                                               : 9;  // fewer are as fast in vectors
 
   // Rows first_row .. last_row - 1 by `Tiles` tiles: whole blocks, at most kMaxRows in all, or part of one.
   template <int Tiles>

@@ -22,11 +22,19 @@ JINN_INLINE uint32_t word_at(const uint8_t* codes, int64_t w) {
   return word;
 }
 
+#if defined(JINN_AVX512)
+constexpr int kMaxRows = 8, kMaxChains = 16;  // whose sums fit into the registers
+#elif defined(JINN_AVX2)
+constexpr int kMaxRows = 4, kMaxChains = 4;
+#else
+constexpr int kMaxRows = 2, kMaxChains = 4;
+#endif
+
 // Adds the products of `Words` words, whose bytes have `Bits` bits, with each row's codes at `offset`. Word by word, so
-// that the rows' chains of sums run side by side; few rows have two chains each.
+// that the rows' chains of sums run side by side; few rows, and all that have long chains, have two each.
 template <int Bits, int Words, int R>
 JINN_INLINE void add_products(const u32x16* words, const uint8_t* const* x, int64_t offset, i32x16* dots) {
-  constexpr int kChains = R <= 2 ? 2 : 1;
+  constexpr int kChains = R <= 2 || (Words == kGroupWords && 2 * R <= kMaxChains) ? 2 : 1;
   constexpr int kWords = Words < Products<Bits>::kMaxWords ? Words : Products<Bits>::kMaxWords;
   static_assert(Words % kWords == 0);
 #pragma GCC unroll 8
@@ -117,18 +125,13 @@ void tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) 
   for (int r = 0; r < R; ++r) store_tile(piece, tile_index, first_row + r, y[r]);
 }
 
-#if defined(JINN_AVX512)
-constexpr int kMaxRows = 8;  // whose sums fit into the registers
-#elif defined(JINN_AVX2)
-constexpr int kMaxRows = 4;
-#else
-constexpr int kMaxRows = 2;
-#endif
-
+// As many rows as are left, at most R.
 template <class Codes, bool IsWide, int R>
 void rest_of_rows(const LinearPiece& piece, int64_t tile, int64_t row) {
-  for (; row + R <= piece.last_row; row += R) tile_rows<Codes, IsWide, R>(piece, tile, row);
-  if constexpr (R > 1) rest_of_rows<Codes, IsWide, R / 2>(piece, tile, row);
+  if constexpr (R > 1) {
+    if (row + R > piece.last_row) return rest_of_rows<Codes, IsWide, R - 1>(piece, tile, row);
+  }
+  tile_rows<Codes, IsWide, R>(piece, tile, row);
 }
 
 template <class Codes, bool IsWide>
@@ -138,7 +141,9 @@ void piece_of(const LinearPiece& piece) {
   first_row = amx_rows<Codes, IsWide>(piece);
 #endif
   for (int64_t tile = piece.first_tile; tile < piece.last_tile; ++tile) {
-    rest_of_rows<Codes, IsWide, kMaxRows>(piece, tile, first_row);
+    for (int64_t row = first_row; row < piece.last_row; row += kMaxRows) {
+      rest_of_rows<Codes, IsWide, kMaxRows>(piece, tile, row);
+    }
   }
 }
 
