@@ -29,6 +29,7 @@ constexpr int kMaxRows = 4, kMaxChains = 4;
 #else
 constexpr int kMaxRows = 2, kMaxChains = 4;
 #endif
+constexpr int kMaxTiles = 4;  // of one row at once
 
 // Adds the products of `Words` words, whose bytes have `Bits` bits, with each row's codes at `offset`. Word by word, so
 // that the rows' chains of sums run side by side; few rows, and all that have long chains, have two each.
@@ -60,69 +61,80 @@ JINN_INLINE void add_products(const u32x16* words, const uint8_t* const* x, int6
   }
 }
 
-// Fetches, group by group, the codes that come kPrefetchBytes later, on into the next tile, and the next tile's other
-// planes, of which no group has more than a line.
-template <class Codes>
+// Fetches, group by group, the codes of a tile that come kPrefetchBytes later, on into the tile that is `Tiles`
+// further, and that tile's other planes, of which no group has more than a line.
+template <class Codes, int Tiles>
 class Prefetcher {
  public:
-  Prefetcher(const PackedTensor& weight, const Tile& tile) : codes_(tile.codes) {
+  explicit Prefetcher(const PackedTensor& weight) {
     const int64_t tile_bytes = static_cast<int64_t>(weight.layout().bytes);
     code_bytes_ = static_cast<int64_t>(weight.layout().sub_scales);  // which come after the codes
-    other_bytes_ = tile_bytes - code_bytes_;
+    to_next_ = Tiles * tile_bytes;
     ahead_ = kPrefetchBytes < code_bytes_ ? kPrefetchBytes : code_bytes_;
-    next_planes_ = tile.codes + tile_bytes + code_bytes_;
   }
 
-  void fetch(int64_t group) const {
+  void fetch(const Tile& tile, int64_t group) const {
     const int64_t at = ahead_ + group * kGroupBytes;
-    prefetch<Codes::kBits>(codes_ + at + (at < code_bytes_ ? 0 : other_bytes_));
-    prefetch(next_planes_ + 64 * group);
+    prefetch<Codes::kBits>(tile.codes + at + (at < code_bytes_ ? 0 : to_next_ - code_bytes_));
+    prefetch(tile.codes + to_next_ + code_bytes_ + 64 * group);
   }
 
  private:
   static constexpr int64_t kGroupBytes = Codes::kBits * 64;
 
-  const uint8_t *codes_, *next_planes_;
-  int64_t code_bytes_, other_bytes_, ahead_;
+  int64_t code_bytes_, to_next_, ahead_;
 };
 
-// One tile for R rows, which lie in one block of activations.
-template <class Codes, bool IsWide, int R>
-void tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) {
+// `Tiles` tiles for R rows, which lie in one block of activations.
+template <class Codes, bool IsWide, int R, int Tiles>
+void tile_rows(const LinearPiece& piece, int64_t first_tile, int64_t first_row) {
   constexpr int kGroupBytes = kActivationRows * (IsWide ? 2 * kGroup : kGroup);  // of a block
   constexpr int kCols = kGroup / Codes::kScales;
-  const Tile tile(*piece.weight, tile_index);
-  const Prefetcher<Codes> prefetcher(*piece.weight, tile);
+  const Prefetcher<Codes, Tiles> prefetcher(*piece.weight);
   const RowScales<Codes> row_scales(piece.input, first_row);
   const uint8_t* x[R];
   for (int r = 0; r < R; ++r) x[r] = piece.input.codes(first_row + r);
-  f32x16 y[R] = {};
+  f32x16 y[Tiles][R] = {};
   for (int64_t g = 0, end = piece.weight->cols() / kGroup; g < end; ++g) {
-    u32x16 words[kGroupWords];
-    f32x16 scales[Codes::kScales], mins[Codes::kScales] = {};
-    if constexpr (R < 4) prefetcher.fetch(g);  // more rows take longer than memory
-    Codes::load_codes(tile, g, words);
-    Codes::load_scales(tile, g, scales, mins);
+#pragma GCC unroll 4
+    for (int t = 0; t < Tiles; ++t) {
+      const Tile tile(*piece.weight, first_tile + t);
+      u32x16 words[kGroupWords];
+      f32x16 scales[Codes::kScales], mins[Codes::kScales] = {};
+      if constexpr (R < 4) prefetcher.fetch(tile, g);  // more rows take longer than memory
+      Codes::load_codes(tile, g, words);
+      Codes::load_scales(tile, g, scales, mins);
 #pragma GCC unroll 2
-    for (int part = 0; part < Codes::kScales; ++part) {
-      const u32x16* part_words = words + part * kCols / 4;
-      const int64_t offset = g * kGroupBytes + part * kCols;
-      i32x16 dots[R] = {};
-      add_products<Codes::kByteBits, kCols / 4, R>(part_words, x, offset, dots);
-      if constexpr (IsWide) {
+      for (int part = 0; part < Codes::kScales; ++part) {
+        const u32x16* part_words = words + part * kCols / 4;
+        const int64_t offset = g * kGroupBytes + part * kCols;
+        i32x16 dots[R] = {};
+        add_products<Codes::kByteBits, kCols / 4, R>(part_words, x, offset, dots);
+        if constexpr (IsWide) {
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) dots[r] *= kHigh;
-        add_products<Codes::kByteBits, kCols / 4, R>(part_words, x, offset + kGroup, dots);
-      }
+          for (int r = 0; r < R; ++r) dots[r] *= kHigh;
+          add_products<Codes::kByteBits, kCols / 4, R>(part_words, x, offset + kGroup, dots);
+        }
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const i32x16 dot = dots[r] - Codes::kOffset * row_scales.sum(g, part, r);
-        y[r] = row_scales.add(dot, scales[part], mins[part], g, part, r, y[r]);
+        for (int r = 0; r < R; ++r) {
+          const i32x16 dot = dots[r] - Codes::kOffset * row_scales.sum(g, part, r);
+          y[t][r] = row_scales.add(dot, scales[part], mins[part], g, part, r, y[t][r]);
+        }
       }
     }
   }
+#pragma GCC unroll 4
+  for (int t = 0; t < Tiles; ++t) {
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) store_tile(piece, tile_index, first_row + r, y[r]);
+    for (int r = 0; r < R; ++r) store_tile(piece, first_tile + t, first_row + r, y[t][r]);
+  }
+}
+
+// All tiles of a piece for one row, `Tiles` at a time: several streams from memory are faster than one.
+template <class Codes, bool IsWide, int Tiles>
+void one_row(const LinearPiece& piece, int64_t tile, int64_t row) {
+  for (; tile + Tiles <= piece.last_tile; tile += Tiles) tile_rows<Codes, IsWide, 1, Tiles>(piece, tile, row);
+  if constexpr (Tiles > 1) one_row<Codes, IsWide, Tiles / 2>(piece, tile, row);
 }
 
 // As many rows as are left, at most R.
@@ -131,7 +143,7 @@ void rest_of_rows(const LinearPiece& piece, int64_t tile, int64_t row) {
   if constexpr (R > 1) {
     if (row + R > piece.last_row) return rest_of_rows<Codes, IsWide, R - 1>(piece, tile, row);
   }
-  tile_rows<Codes, IsWide, R>(piece, tile, row);
+  tile_rows<Codes, IsWide, R, 1>(piece, tile, row);
 }
 
 template <class Codes, bool IsWide>
@@ -140,6 +152,7 @@ void piece_of(const LinearPiece& piece) {
 #if defined(JINN_AMX)
   first_row = amx_rows<Codes, IsWide>(piece);
 #endif
+  if (piece.last_row - first_row == 1) return one_row<Codes, IsWide, kMaxTiles>(piece, piece.first_tile, first_row);
   for (int64_t tile = piece.first_tile; tile < piece.last_tile; ++tile) {
     for (int64_t row = first_row; row < piece.last_row; row += kMaxRows) {
       rest_of_rows<Codes, IsWide, kMaxRows>(piece, tile, row);
