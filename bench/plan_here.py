@@ -35,14 +35,15 @@ CHECKED = (Run(384), Run(24, 1, 256), Run(24, 8, 128))
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=_native.default_num_threads())
-    parser.add_argument("--repeat", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=3, help="times that all models are measured")
+    parser.add_argument("--repeat", type=int, default=3, help="times that a model is measured in a round")
     parser.add_argument("--folder", type=Path, default=Path("build") / "plan-here")
     parser.add_argument("--only", default="", help="models whose names contain this")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     kernels = _native.choose_kernels(env.isa() or "")
     paths = dict(models(arguments.folder, arguments.only))
-    limits, measured = measure(paths, arguments.threads, arguments.repeat, kernels)
+    limits, measured = measure(paths, arguments.threads, arguments.rounds, arguments.repeat, kernels)
     name = f"this machine, {kernels.name}, {arguments.threads} threads"
     table = machine_table(name, limits, physical_memory())
     print(f"{name}: reads {table.bandwidth / 1e9:.1f} GB/s, int8 {table.int8 / 1e12:.2f} Top/s")
@@ -58,16 +59,22 @@ def main() -> int:
 
 
 def measure(
-    paths: Iterable[Path], threads: int, repeat: int, kernels: _native.Kernels
+    paths: Iterable[Path], threads: int, rounds: int, repeat: int, kernels: _native.Kernels
 ) -> tuple[dict[str, float], dict[Path, dict[Run, float]]]:
-    """The machine's limits, the best of a probe before each model; and each model's seconds by run."""
+    """The machine's limits, the best of a probe before each model; and each model's seconds by run.
+
+    A run's are the least of all rounds: all other models lie between one of a model and the next, so that a
+    slow minute of the machine does not tell.
+    """
     limits: dict[str, float] = {}
-    measured = {}
-    for path in paths:
-        probed = asdict(probe(threads, kernels))
-        limits = {kind: max(limit, limits.get(kind, 0.0)) for kind, limit in probed.items()}
-        measured[path] = measure_runs(path, threads, repeat, FITTED + CHECKED)
-        print(f"{path.stem} is measured", file=sys.stderr)
+    measured: dict[Path, dict[Run, float]] = {path: {} for path in paths}
+    for round_number in range(1, rounds + 1):
+        for path, best in measured.items():
+            probed = asdict(probe(threads, kernels))
+            limits = {kind: max(limit, limits.get(kind, 0.0)) for kind, limit in probed.items()}
+            for run, seconds in measure_runs(path, threads, repeat, FITTED + CHECKED).items():
+                best[run] = min(seconds, best.get(run, seconds))
+            print(f"{path.stem} is measured, round {round_number} of {rounds}", file=sys.stderr)
     return limits, measured
 
 
