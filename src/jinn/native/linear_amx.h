@@ -96,10 +96,14 @@ class AmxKernel {
   template <int Tiles>
   void run(const LinearPiece& piece, int64_t first_tile, int64_t first_row, int64_t last_row) {
     const int64_t num_groups = piece.weight->cols() / kGroup;
+    const Prefetcher<Codes, Tiles> prefetcher(*piece.weight);
     for (int64_t group = 0; group < num_groups; group += kBatchGroups) {
       const int count = static_cast<int>(num_groups - group < kBatchGroups ? num_groups - group : kBatchGroups);
-      for (int tile = 0; tile < Tiles; ++tile)
-        widen(Tile(*piece.weight, first_tile + tile), group, count, weights_[tile]);
+      for (int t = 0; t < Tiles; ++t) {
+        const Tile tile(*piece.weight, first_tile + t);
+        for (int i = 0; i < count; ++i) prefetcher.fetch(tile, group + i);
+        widen(tile, group, count, weights_[t]);
+      }
       int64_t row = first_row;
       for (; row + kMaxBlocks * kAmxRows <= last_row; row += kMaxBlocks * kAmxRows) {
         add_batch<kMaxBlocks, Tiles>(piece.input, row, row - first_row, kAmxRows, group, count);

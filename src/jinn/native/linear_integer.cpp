@@ -61,30 +61,6 @@ JINN_INLINE void add_products(const u32x16* words, const uint8_t* const* x, int6
   }
 }
 
-// Fetches, group by group, the codes of a tile that come kPrefetchBytes later, on into the tile that is `Tiles`
-// further, and that tile's other planes, of which no group has more than a line.
-template <class Codes, int Tiles>
-class Prefetcher {
- public:
-  explicit Prefetcher(const PackedTensor& weight) {
-    const int64_t tile_bytes = static_cast<int64_t>(weight.layout().bytes);
-    code_bytes_ = static_cast<int64_t>(weight.layout().sub_scales);  // which come after the codes
-    to_next_ = Tiles * tile_bytes;
-    ahead_ = kPrefetchBytes < code_bytes_ ? kPrefetchBytes : code_bytes_;
-  }
-
-  void fetch(const Tile& tile, int64_t group) const {
-    const int64_t at = ahead_ + group * kGroupBytes;
-    prefetch<Codes::kBits>(tile.codes + at + (at < code_bytes_ ? 0 : to_next_ - code_bytes_));
-    prefetch(tile.codes + to_next_ + code_bytes_ + 64 * group);
-  }
-
- private:
-  static constexpr int64_t kGroupBytes = Codes::kBits * 64;
-
-  int64_t code_bytes_, to_next_, ahead_;
-};
-
 // `Tiles` tiles for R rows, which lie in one block of activations.
 template <class Codes, bool IsWide, int R, int Tiles>
 void tile_rows(const LinearPiece& piece, int64_t first_tile, int64_t first_row) {
