@@ -77,7 +77,7 @@ void tile_rows(const LinearPiece& piece, int64_t first_tile, int64_t first_row) 
       const Tile tile(*piece.weight, first_tile + t);
       u32x16 words[kGroupWords];
       f32x16 scales[Codes::kScales], mins[Codes::kScales] = {};
-      if constexpr (R < 4) prefetcher.fetch(tile, g);  // more rows take longer than memory
+      prefetcher.fetch(tile, g);
       Codes::load_codes(tile, g, words);
       Codes::load_scales(tile, g, scales, mins);
 #pragma GCC unroll 2
