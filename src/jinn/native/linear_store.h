@@ -8,7 +8,7 @@
 
 namespace jinn::JINN_ISA {
 
-// Few rows wait for memory, which then must be asked early: hardware looks no further than a page.
+// Weights come from memory, which must be asked early: hardware looks no further than a page.
 constexpr int64_t kPrefetchBytes = 8192;
 
 // Fetches, group by group, the codes of a tile that come kPrefetchBytes later, on into the tile that is `Tiles`
