@@ -20,6 +20,8 @@ from jinn.weights.block_fields import (
 _MIN_MAGNITUDE = 1e-15
 _MAX_MAGNITUDE = 2.0**31  # no float16 can scale codes so far, and squares stay finite
 _MIN_DETERMINANT = 1e-5
+_FLOAT16_STEP = np.float32(2.0**-24)  # between those below its normal numbers
+_FEW_STEPS = 64  # of a scale: the nearest to fewer may be off by so much that it tells
 
 
 def quantize_q4_k(blocks: FloatArray) -> ByteArray:
@@ -41,7 +43,7 @@ def quantize_q6_k(blocks: FloatArray) -> ByteArray:
     scales = _fit_scale(x, 32).reshape(-1, 16)
     largest = np.take_along_axis(scales, np.abs(scales).argmax(axis=1, keepdims=True), axis=1)
     to_code = np.float32(-128) * inverse(largest)
-    scale = float16_bytes(inverse(to_code))
+    scale, to_code = _as_float16(inverse(to_code), to_code)
     scale_codes = np.minimum(np.rint(to_code * scales), 127).astype(np.int8)
     steps = (float16_column(scale, 0) * scale_codes).reshape(-1, 1)
     codes = (np.clip(np.rint(x * inverse(steps)), -32, 31) + 32).astype(np.uint8).reshape(len(blocks), 256)
@@ -118,8 +120,20 @@ def _fit_scale(x: FloatArray, num_steps: int) -> FloatArray:
 def _quantize_scales(scales: FloatArray) -> tuple[ByteArray, ByteArray]:
     """Scales >= 0 [n, 8] as codes of 6 bits [n, 8], and the float16 that they multiply, as bytes [n, 2]."""
     largest = scales.max(axis=1, keepdims=True)
-    codes = np.clip(np.rint(scales * (63 * inverse(largest))), 0, 63).astype(np.uint8)
-    return codes, float16_bytes(largest / 63)
+    scale, to_code = _as_float16(largest / 63, 63 * inverse(largest))
+    return np.clip(np.rint(scales * to_code), 0, 63).astype(np.uint8), scale
+
+
+def _as_float16(scale: FloatArray, to_code: FloatArray) -> tuple[ByteArray, FloatArray]:
+    """A block's scale [n, 1] as bytes, and the factor that turns its sub-blocks' scales into codes.
+
+    Of a few of float16's smallest steps the nearest may be far off, or 0: there it is the next larger, and
+    codes fit that.
+    """
+    is_tiny = np.abs(scale) < _FEW_STEPS * _FLOAT16_STEP
+    steps = np.ceil(np.abs(scale) / _FLOAT16_STEP) * _FLOAT16_STEP
+    held = float16_bytes(np.where(is_tiny, np.copysign(steps, scale), scale))
+    return held, np.where(is_tiny, inverse(float16_column(held, 0)), to_code)
 
 
 def _pack_six_bits(scales: ByteArray, minimums: ByteArray) -> ByteArray:
