@@ -63,7 +63,7 @@ def measure(
 ) -> tuple[dict[str, float], dict[Path, dict[Run, float]]]:
     """The machine's limits, the best of a probe before each model; and each model's seconds by run.
 
-    A run's are the least of all rounds: all other models lie between one of a model and the next, so that a
+    A run's are the least of all rounds: from one of a model to the next all others have their turn, so that a
     slow minute of the machine does not tell.
     """
     limits: dict[str, float] = {}

@@ -82,9 +82,10 @@ class Benchmark:
         for sequence in range(num_seqs):
             if self._num_read[sequence] < depth:
                 self._read_prompt(sequence, depth)
+        token_ids = self._random_ids(num_tokens * num_seqs, depth).reshape(num_tokens, num_seqs)
         times = [perf_counter()]
-        for position in range(depth, depth + num_tokens):
-            self._decode(num_seqs, position)
+        for step in range(num_tokens):
+            self._decode(token_ids[step], depth + step)
             times.append(perf_counter())
         return [end - start for start, end in pairwise(times)]
 
@@ -101,8 +102,8 @@ class Benchmark:
             batch = pack([token_ids[start:stop]], [start], [self._block_tables[sequence]], rows)
             yield self._with_states(batch, [sequence])
 
-    def _decode(self, num_seqs: int, position: int) -> None:
-        token_ids = self._random_ids(num_seqs, position)
+    def _decode(self, token_ids: IntArray, position: int) -> None:
+        num_seqs = len(token_ids)
         tables = list(self._block_tables[:num_seqs])
         batch = pack(list(token_ids[:, None]), [position] * num_seqs, tables, range(num_seqs))
         self._step(self._with_states(batch, range(num_seqs)), position + 1)
