@@ -290,7 +290,7 @@ class Bf16Attention {
           [&](int step, int vec) { return words_.keys[g + vec] + 64 * kStepWords * step; }, 64,
           num_groups - g < kMaxVecs ? num_groups - g : kMaxVecs, scores_ + g * kLanes, kPartition);
     }
-    // Row by row in each, so that no row waits for the one before.
+    // All rows in each stage, so that none waits for what the one before it still computes.
     for (int r = 0; r < count; ++r) max_[r] = maximum(r, keys[r]);
     for (int r = 0; r < count; ++r) sum_[r] = softmax(r, keys[r], num_steps);
     merge_sums(rows, keys, count);

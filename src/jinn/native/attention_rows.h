@@ -17,7 +17,7 @@ struct AttentionRow {
   int64_t limit;
   float max, sum;  // M and L; acc is in output
 
-  // After the values, which need the old maximum, or their factors: exp(M - M') and exp(m - M').
+  // Takes a partition's m and l; `before` is exp(M - M') and `now` exp(m - M'), as for the values.
   void merge(float m, float l, float before, float now) {
     sum = sum * before + l * now;
     max = max > m ? max : m;
