@@ -116,7 +116,7 @@ def test_serve(client: httpx.Client) -> None:
 def test_engine_that_is_killed_comes_back(client: httpx.Client) -> None:
     children = psutil.Process().children(recursive=True)
     engine = next(child for child in children if "jinn.engine.process" in child.cmdline())
-    body = chat_body(stream=True, max_tokens=200, ignore_eos=True)
+    body = chat_body(stream=True, n=128, max_tokens=200, ignore_eos=True)  # seconds of work
     with client.stream("POST", CHAT, json=body) as response:
         lines = response.iter_lines()
         next(lines)
