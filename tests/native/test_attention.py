@@ -98,6 +98,11 @@ def expected_of_all_contexts(shape, dtype):
     return ReferenceOps().attention(q, k, v, context, shape.spec, shape.scale).numpy()
 
 
+def tolerance(isa, dtype):
+    """AMX multiplies 16 bits of each weight of the softmax, and the cache's numbers have 8."""
+    return 2 * TOLERANCE if (isa, dtype) == ("amx", "bf16") else TOLERANCE
+
+
 @BY_ISA
 @BY_DTYPE
 @BY_SHAPE
@@ -106,7 +111,7 @@ def test_values(isa, dtype, shape):
     batch = all_contexts(shape)
     attend = program(shape, random_qkv(shape, sum(CONTEXTS)), isa=isa)
     (y,) = attend.run(batch, native_cache(shape, dtype, batch.block_tables.size))
-    assert_close(y, expected_of_all_contexts(shape, dtype))
+    assert_close(y, expected_of_all_contexts(shape, dtype), tolerance(isa, dtype))
 
 
 WIDE = (Shape(1, 20, 576, 512, 16), Shape(2, 8, 256, 256, 32))  # DeepSeek-V3's absorbed, Qwen3-Next's
@@ -210,6 +215,6 @@ def test_amx_and_avx512_differ_with_a_bf16_cache_only(dtype, shape):
         for isa in ("amx", "avx512")
     )
     if dtype == "bf16":  # the tiles multiply several bfloat16 terms, vectors one float32 number
-        assert_close(amx, avx512, 2 * TOLERANCE)  # each is as near to the reference as allowed
+        assert_close(amx, avx512, tolerance("amx", dtype) + tolerance("avx512", dtype))
     else:
         assert_same_bits(amx, avx512)

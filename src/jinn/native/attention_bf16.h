@@ -1,9 +1,9 @@
-// Attention over a bf16 cache, a block of rows by a partition at once.
+// Attention over a bf16 cache, blocks of rows by a partition at once.
 //
-// A query is the sum of two bfloat16 numbers. AMX multiplies these terms, and the three that p is exactly the sum of,
-// in the products of bf16_products.h; elsewhere both are one float32 number, in the same order of columns. Keys of 16
-// positions are what AMX reads as tiles, 32 columns each, and so are values of 32 positions, 16 columns each. What of a
-// partition does not lie as tiles do is copied, padded with zeros, once for all blocks.
+// A query is the sum of two bfloat16 numbers, and so is p with AMX, which multiplies these terms in the products of
+// bf16_products.h; elsewhere both are one float32 number, in the same order of columns. p is taken as a power of 2.
+// Keys of 16 positions are what AMX reads as tiles, 32 columns each, and so are values of 32 positions, 16 columns
+// each. What of a partition does not lie as tiles do is copied, padded with zeros, once for all blocks.
 #pragma once
 
 #include "attention_rows.h"
@@ -92,81 +92,103 @@ class PartitionReader {
   Scratch<uint8_t> key_copies_, value_copies_;
 };
 
-// The terms of a block of rows: [columns / kBlockCols][rows][kWeightTerms][kBlockCols]; queries may have fewer.
-constexpr int kBlockCols = kPartition;
-constexpr int kMaxVecs = 4;  // of a multiplication
-
+// Products of blocks of rows. Scores of 16 keys, and sums of 16 columns of values, are a vector per row; vectors of a
+// row are kVecStride numbers apart, rows kRowStride and blocks kBlockStride. Scores become the terms of p in place.
 #if defined(JINN_AMX)
 class BlockProducts {
  public:
-  static constexpr int kRows = kAmxRows, kQueryTerms = 2, kWeightTerms = 3;
-  using Number = uint16_t;
-  static constexpr int64_t kColBlock = kRows * kWeightTerms * kBlockCols;
+  static constexpr int kRows = kAmxRows, kMaxBlocks = 2;
+  static constexpr int64_t kRowStride = kLanes, kVecStride = kRows * kLanes, kBlockStride = kRows * kPartition;
 
   // Blocks have so many rows at most.
   explicit BlockProducts(int num_rows) : tiles_(tile_rows(static_cast<uint8_t>(num_rows))) {}
 
-  // Sixteen numbers of a query.
-  JINN_INLINE void put_query(Number* to, f32x16 high, f32x16 low) {
-    put(to, high);
-    put(to + kBlockCols, low);
+  // Numbers of a block of queries: [steps][2 terms][16 rows][32 bfloat16].
+  static int64_t query_size(int num_steps) { return num_steps * 2 * kVecStride; }
+
+  // Where a row's columns of a step begin.
+  static float* query_at(float* block, int row, int step) { return block + step * 2 * kVecStride + row * kRowStride; }
+
+  // Thirty-two numbers of a query.
+  static void put_query(float* to, f32x16 x, f32x16 next) {
+    const f32x16 high = nearest_bf16(x), next_high = nearest_bf16(next);
+    put(to, high, next_high);
+    const auto low = _mm512_cvtne2ps_pbh((__m512)(next - next_high), (__m512)(x - high));
+    std::memcpy(to + kVecStride, &low, sizeof(low));
   }
-  // Thirty-two weights: their upper, middle and lower eight bits, which are all they have.
-  JINN_INLINE void put_weights(Number* to, f32x16 p, f32x16 next) {
-    for (int t = 0; t < kWeightTerms; ++t, to += kBlockCols) {
-      put(to, p, next);
-      p = p - upper_half(p);
-      next = next - upper_half(next);
-    }
+  // Thirty-two weights, in place of their scores.
+  static void put_weights(float* scores, f32x16 p, f32x16 next) {
+    const f32x16 high = rounded(p), next_high = rounded(next);
+    put(scores, high, next_high);
+    put(scores + kVecStride, half_added(p - high), half_added(next - next_high));
   }
 
-  // out [rows][out_stride]: the sums over all steps of the rows' terms by `num_vecs` vectors. words(step, vec) is the
-  // first of 16 words that are `stride` bytes apart.
-  template <int Terms, class Words>
-  JINN_INLINE void multiply(const Number* block, int, int num_steps, Words words, int64_t stride, int num_vecs,
-                            float* out, int64_t out_stride) {
-    finish_stores(block);
+  // The sums over all steps of the rows of `Blocks` blocks, `size` numbers each, by up to max_vecs<Blocks>() vectors.
+  // words(step, vec) is the first of 16 words that are `stride` bytes apart.
+  template <int Blocks, class Words>
+  static void multiply(const float* blocks, int64_t size, int, int num_steps, Words words, int64_t stride, int num_vecs,
+                       float* out) {
     tile_zero<0>();
     tile_zero<1>();
     tile_zero<2>();
     tile_zero<3>();
-    for (int step = 0; step < num_steps; ++step) {
-      const int64_t col = static_cast<int64_t>(step) * kStepCols;
-      const Number* terms = block + col / kBlockCols * kColBlock + col % kBlockCols;
+    for (int step = 0; step < num_steps; ++step, blocks += 2 * kVecStride) {
       const auto of_vec = [&](int vec) { return vec < num_vecs ? words(step, vec) : nullptr; };
-      add_products<0, Terms>(terms, of_vec(0), of_vec(1), stride);
-      if (num_vecs > 2) add_products<2, Terms>(terms, of_vec(2), of_vec(3), stride);
+      if constexpr (Blocks == 2) {
+        add_two_blocks(blocks, blocks + size, of_vec(0), of_vec(1), stride);
+      } else {
+        add_one_block<0>(blocks, of_vec(0), of_vec(1), stride);
+        if (num_vecs > 2) add_one_block<2>(blocks, of_vec(2), of_vec(3), stride);
+      }
     }
-    tile_store<0>(out, 4 * out_stride);
-    if (num_vecs > 1) tile_store<1>(out + kLanes, 4 * out_stride);
-    if (num_vecs > 2) tile_store<2>(out + 2 * kLanes, 4 * out_stride);
-    if (num_vecs > 3) tile_store<3>(out + 3 * kLanes, 4 * out_stride);
-    finish_stores(out);
+    constexpr int64_t kSecond = Blocks == 2 ? kBlockStride : 2 * kVecStride;
+    tile_store<0>(out, 4 * kRowStride);
+    if (num_vecs > 1) tile_store<1>(out + kVecStride, 4 * kRowStride);
+    if (Blocks == 2 || num_vecs > 2) tile_store<2>(out + kSecond, 4 * kRowStride);
+    if (Blocks == 2 ? num_vecs > 1 : num_vecs > 3) tile_store<3>(out + kSecond + kVecStride, 4 * kRowStride);
+  }
+
+  template <int Blocks>
+  static constexpr int max_vecs() {
+    return 4 / Blocks;
   }
 
  private:
-  // Adds the products of one step's terms with one or two vectors to sums `Sum` and the next. Two by two, so that a
-  // sum's terms, which follow each other, do not wait for each other.
-  template <int Sum, int Terms>
-  JINN_INLINE void add_products(const Number* terms, const uint8_t* words, const uint8_t* next, int64_t stride) {
-    constexpr int kRowBytes = kWeightTerms * kBlockCols * 2, kTerms = 4 + Sum / 2;
+  // Products follow each other so that no sum waits for its last one. Words and terms are loaded once for two products.
+  JINN_INLINE void add_two_blocks(const float* terms, const float* next_terms, const uint8_t* words,
+                                  const uint8_t* next_words, int64_t stride) {
     tile_load<6>(words, stride);
-    if (next) tile_load<7>(next, stride);
-#pragma GCC unroll 3
-    for (int t = 0; t < Terms; ++t, terms += kBlockCols) {
-      tile_load<kTerms>(terms, kRowBytes);
+    if (next_words) tile_load<7>(next_words, stride);
+#pragma GCC unroll 2
+    for (int t = 0; t < 2; ++t) {
+      tile_load<4>(terms + t * kVecStride, 4 * kRowStride);
+      tile_load<5>(next_terms + t * kVecStride, 4 * kRowStride);
+      tile_multiply_bf16<0, 4, 6>();
+      if (next_words) tile_multiply_bf16<1, 4, 7>();
+      tile_multiply_bf16<2, 5, 6>();
+      if (next_words) tile_multiply_bf16<3, 5, 7>();
+    }
+  }
+  // To sums `Sum` and the next.
+  template <int Sum>
+  JINN_INLINE void add_one_block(const float* terms, const uint8_t* words, const uint8_t* next_words, int64_t stride) {
+    constexpr int kTerms = 4 + Sum / 2;
+    tile_load<6>(words, stride);
+    if (next_words) tile_load<7>(next_words, stride);
+#pragma GCC unroll 2
+    for (int t = 0; t < 2; ++t) {
+      tile_load<kTerms>(terms + t * kVecStride, 4 * kRowStride);
       tile_multiply_bf16<Sum, kTerms, 6>();
-      if (next) tile_multiply_bf16<Sum + 1, kTerms, 7>();
+      if (next_words) tile_multiply_bf16<Sum + 1, kTerms, 7>();
     }
   }
 
-  // Sixteen columns of bfloat16, in the high halves.
-  JINN_INLINE void put(Number* to, f32x16 term) {
-    const __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)term, 16));
-    std::memcpy(to, &halves, sizeof(halves));
-  }
-  // Sixteen, and the sixteen after them.
-  JINN_INLINE void put(Number* to, f32x16 term, f32x16 next) {
+  // Nearest bfloat16, ties away from zero: two instructions, of finite numbers.
+  JINN_INLINE f32x16 rounded(f32x16 x) { return upper_half(half_added(x)); }
+  JINN_INLINE f32x16 half_added(f32x16 x) { return bit_cast<f32x16>(bit_cast<u32x16>(x) + 0x8000u); }
+
+  // Thirty-two columns of bfloat16, in the high halves.
+  JINN_INLINE void put(float* to, f32x16 term, f32x16 next) {
     alignas(64) static constexpr uint16_t kHighHalves[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
                                                              23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
                                                              45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
@@ -182,60 +204,82 @@ class BlockProducts {
 #else
 class BlockProducts {
  public:
-  static constexpr int kRows = 12, kQueryTerms = 1, kWeightTerms = 1;  // even and odd: 24 sums
-  using Number = float;
-  static constexpr int64_t kColBlock = kRows * kBlockCols;
+  static constexpr int kRows = 12, kMaxBlocks = 1;  // even and odd columns: 24 sums
+  static constexpr int64_t kRowStride = kPartition, kVecStride = kLanes, kBlockStride = kRows * kPartition;
 
   explicit BlockProducts(int) {}
 
-  JINN_INLINE void put_query(Number* to, f32x16 high, f32x16 low) { store(to, high + low); }
-  JINN_INLINE void put_weights(Number* to, f32x16 p, f32x16 next) {
-    store(to, p);
-    store(to + kLanes, next);
+  // Numbers of a block of queries: [columns / kPartition][rows][kPartition].
+  static int64_t query_size(int num_steps) { return (num_steps + kNumSteps - 1) / kNumSteps * kBlockStride; }
+
+  static float* query_at(float* block, int row, int step) {
+    return block + step / kNumSteps * kBlockStride + row * kRowStride + step % kNumSteps * kStepCols;
+  }
+  static void put_query(float* to, f32x16 x, f32x16 next) {
+    store(to, two_terms(x));
+    store(to + kVecStride, two_terms(next));
+  }
+  static void put_weights(float* scores, f32x16 p, f32x16 next) {
+    store(scores, p);
+    store(scores + kVecStride, next);
   }
 
   // As with AMX, for the block's first `rows` rows.
-  template <int Terms, class Words>
-  static void multiply(const Number* block, int rows, int num_steps, Words words, int64_t stride, int num_vecs,
-                       float* out, int64_t out_stride) {
-    multiply_up_to<kRows>(block, rows, num_steps, words, stride, num_vecs, out, out_stride);
+  template <int, class Words>
+  static void multiply(const float* block, int64_t, int rows, int num_steps, Words words, int64_t stride, int num_vecs,
+                       float* out) {
+    multiply_up_to<kRows>(block, rows, num_steps, words, stride, num_vecs, out);
+  }
+
+  template <int>
+  static constexpr int max_vecs() {
+    return kNumGroups;
   }
 
  private:
-  template <int Rows, class Words>
-  static void multiply_up_to(const Number* block, int rows, int num_steps, Words words, int64_t stride, int num_vecs,
-                             float* out, int64_t out_stride) {
-    if constexpr (Rows > 1) {
-      if (rows < Rows) {
-        return multiply_up_to<Rows - 1>(block, rows, num_steps, words, stride, num_vecs, out, out_stride);
-      }
-    }
-    multiply_rows<Rows>(block, num_steps, words, stride, num_vecs, out, out_stride);
+  JINN_INLINE f32x16 two_terms(f32x16 x) {
+    const f32x16 high = nearest_bf16(x);
+    return high + nearest_bf16(x - high);
   }
 
   template <int Rows, class Words>
-  static void multiply_rows(const Number* block, int num_steps, Words words, int64_t stride, int num_vecs, float* out,
-                            int64_t out_stride) {
+  static void multiply_up_to(const float* block, int rows, int num_steps, Words words, int64_t stride, int num_vecs,
+                             float* out) {
+    if constexpr (Rows > 1) {
+      if (rows < Rows) return multiply_up_to<Rows - 1>(block, rows, num_steps, words, stride, num_vecs, out);
+    }
+    multiply_rows<Rows>(block, num_steps, words, stride, num_vecs, out);
+  }
+
+  template <int Rows, class Words>
+  static void multiply_rows(const float* block, int num_steps, Words words, int64_t stride, int num_vecs, float* out) {
     for (int vec = 0; vec < num_vecs; ++vec) {
       f32x16 y[Rows] = {};
       for (int step = 0; step < num_steps; ++step) {
-        const int64_t col = static_cast<int64_t>(step) * kStepCols;
-        const Number* terms = block + col / kBlockCols * kColBlock + col % kBlockCols;
-        add_step<Rows, 1, BlockLayout>(terms, words(step, vec), stride, kStepWords, y);
+        const float* numbers = block + step / kNumSteps * kBlockStride + step % kNumSteps * kStepCols;
+        add_step<Rows, 1, BlockLayout>(numbers, words(step, vec), stride, kStepWords, y);
       }
-      for (int r = 0; r < Rows; ++r) store(out + r * out_stride + vec * kLanes, y[r]);
+      for (int r = 0; r < Rows; ++r) store(out + r * kRowStride + vec * kVecStride, y[r]);
     }
   }
 
   struct BlockLayout {
-    static constexpr int kColStride = 1, kTermStride = 0, kRowStride = kBlockCols;
+    static constexpr int kColStride = 1, kTermStride = 0, kRowStride = kPartition;
   };
 };
 #endif
 
-JINN_INLINE BlockProducts::Number* terms_at(BlockProducts::Number* block, int row, int64_t col) {
-  constexpr int kRowStride = BlockProducts::kWeightTerms * kBlockCols;
-  return block + col / kBlockCols * BlockProducts::kColBlock + row * kRowStride + col % kBlockCols;
+// 2^x to 1.6e-7 of it for x up to 1; below -149, 0. A polynomial of degree 5 for the fraction, exact at 0, of least
+// relative error in [-1/2, 1/2].
+JINN_INLINE f32x16 exp2(f32x16 x) {
+  const f32x16 bounded = max(set1(-150.0f), x), n = round_to_integer(bounded), f = bounded - n;
+  f32x16 p = set1(1.3264727e-3f);
+  p = fma(p, f, set1(9.671513e-3f));
+  p = fma(p, f, set1(5.5507336e-2f));
+  p = fma(p, f, set1(2.4022242e-1f));
+  p = fma(p, f, set1(6.93147e-1f));
+  p = fma(p, f, set1(1.0f));
+  return (f32x16)_mm512_scalef_ps((__m512)p, (__m512)n);
 }
 
 class Bf16Attention {
@@ -243,134 +287,166 @@ class Bf16Attention {
   explicit Bf16Attention(const AttentionPiece& piece) : piece_(piece), layer_(piece.cache->layer(piece.layer)) {}
 
   void attend() {
-    AttentionRow rows[kPieceRows];
     for (int64_t first = 0, end = num_rows(piece_); first < end; first += kPieceRows) {
       const int count = static_cast<int>(end - first < kPieceRows ? end - first : kPieceRows);
-      for (int r = 0; r < count; ++r) rows[r] = row_at(piece_, first + r);
-      split_queries(rows, count);
-      const int64_t longest = longest_limit(rows, count);
-      for_each_partition(piece_, rows, count, [&](int64_t start) {
+      for (int r = 0; r < count; ++r) rows_[r] = row_at(piece_, first + r);
+      split_queries(count);
+      values_ = scratch(1).of(count * padded_cols());
+      const int64_t longest = longest_limit(rows_, count);
+      for (int64_t start = 0; start < longest; start += kPartition) {
         reader_.read(start, start + kPartition < longest ? start + kPartition : longest, words_);
-        for (int r = 0; r < count; r += kRows) block(rows + r, count - r < kRows ? count - r : kRows, start, r / kRows);
-      });
-    }
-  }
-
- private:
-  static constexpr int kRows = BlockProducts::kRows;
-  using Number = BlockProducts::Number;
-
-  int64_t query_block_size() const { return (layer_.key_dim + kBlockCols - 1) / kBlockCols * BlockProducts::kColBlock; }
-
-  void split_queries(const AttentionRow* rows, int count) {
-    queries_ = query_scratch().of((count + kRows - 1) / kRows * query_block_size());
-    for (int r = 0; r < count; ++r) {
-      Number* block = queries_ + r / kRows * query_block_size();
-      for (int col = 0; col < reader_.num_key_steps() * kStepCols; col += kLanes) {
-        const int left = layer_.key_dim - col, width = left < 0 ? 0 : left < kLanes ? left : kLanes;
-        const f32x16 x = load_part(rows[r].query + col, width), high = nearest_bf16(x);
-        BlockProducts::put_query(terms_at(block, r % kRows, col), high, nearest_bf16(x - high));
+        for (int r = 0; r < count; r += kMaxRows) {
+          if (count - r > kRows) {
+            add_partition<kMaxBlocks>(r, count - r < kMaxRows ? count - r : kMaxRows, start);
+          } else {
+            add_partition<1>(r, count - r, start);
+          }
+        }
       }
     }
   }
 
-  // Merges the partition at `start` into a block of rows.
-  void block(AttentionRow* rows, int count, int64_t start, int index) {
-    int keys[kRows], most = 0;
+ private:
+  static constexpr int kRows = BlockProducts::kRows, kMaxBlocks = BlockProducts::kMaxBlocks;
+  static constexpr int kMaxRows = kMaxBlocks * kRows, kVecRows = (kMaxRows + kLanes - 1) / kLanes * kLanes;
+
+  void split_queries(int count) {
+    query_size_ = BlockProducts::query_size(reader_.num_key_steps());
+    queries_ = scratch(0).of((count + kRows - 1) / kRows * query_size_);
     for (int r = 0; r < count; ++r) {
-      keys[r] = keys_from(rows[r], start);
-      most = keys[r] > most ? keys[r] : most;
+      float* block = queries_ + r / kRows * query_size_;
+      for (int step = 0, left = layer_.key_dim; left > 0; ++step, left -= kStepCols) {
+        const float* from = rows_[r].query + step * kStepCols;
+        const int second = left - kLanes;
+        BlockProducts::put_query(BlockProducts::query_at(block, r % kRows, step),
+                                 load_part(from, left < kLanes ? left : kLanes),
+                                 load_part(from + kLanes, second < 0        ? 0
+                                                          : second < kLanes ? second
+                                                                            : kLanes));
+      }
     }
-    if (most == 0) return;
-    const int num_groups = (most + kLanes - 1) / kLanes, num_steps = (most + kStepCols - 1) / kStepCols;
-    const Number* queries = queries_ + index * query_block_size();
-    for (int g = 0; g < num_groups; g += kMaxVecs) {
-      products_.multiply<BlockProducts::kQueryTerms>(
-          queries, count, reader_.num_key_steps(),
-          [&](int step, int vec) { return words_.keys[g + vec] + 64 * kStepWords * step; }, 64,
-          num_groups - g < kMaxVecs ? num_groups - g : kMaxVecs, scores_ + g * kLanes, kPartition);
-    }
+  }
+
+  // Merges the partition at `start` into the rows of `Blocks` blocks from row `first` on.
+  template <int Blocks>
+  void add_partition(int first, int count, int64_t start) {
+    AttentionRow* rows = rows_ + first;
+    int keys[kMaxRows];
+    for (int r = 0; r < count; ++r) keys[r] = keys_from(rows[r], start);
+    const int64_t left = longest_limit(rows, count) - start;
+    if (left <= 0) return;
+    const int most = static_cast<int>(left < kPartition ? left : kPartition);
+    score<Blocks>(queries_ + first / kRows * query_size_, count, (most + kLanes - 1) / kLanes);
     // All rows in each stage, so that none waits for what the one before it still computes.
-    for (int r = 0; r < count; ++r) max_[r] = maximum(r, keys[r]);
-    for (int r = 0; r < count; ++r) sum_[r] = softmax(r, keys[r], num_steps);
-    merge_sums(rows, keys, count);
-    values(rows, keys, count, num_steps, start == 0);
+    const int num_steps = (most + kStepCols - 1) / kStepCols;
+    for (int r = 0; r < count; ++r) max_[r] = maximum(scores_ + offset(r), keys[r]);
+    for (int r = 0; r < count; ++r) sum_[r] = softmax(scores_ + offset(r), max_[r], keys[r], num_steps);
+    merge_sums(rows, count);
+    for (int vec = 0; vec < reader_.num_value_vecs(); vec += BlockProducts::max_vecs<Blocks>()) {
+      add_values<Blocks>(first, count, num_steps, vec, start == 0, left <= kPartition);
+    }
   }
 
-  float maximum(int r, int keys) const {
-    const float* scores = scores_ + r * kPartition;
-    const int whole = keys / kLanes * kLanes;
+  // Of a row's numbers in the blocks.
+  static int64_t offset(int row) {
+    return row / kRows * BlockProducts::kBlockStride + row % kRows * BlockProducts::kRowStride;
+  }
+
+  template <int Blocks>
+  void score(const float* queries, int count, int num_groups) {
+    constexpr int kVecs = BlockProducts::max_vecs<Blocks>();
+    for (int g = 0; g < num_groups; g += kVecs) {
+      products_.multiply<Blocks>(
+          queries, query_size_, count, reader_.num_key_steps(),
+          [&](int step, int vec) { return words_.keys[g + vec] + 64 * kStepWords * step; }, 64,
+          num_groups - g < kVecs ? num_groups - g : kVecs, scores_ + g * BlockProducts::kVecStride);
+    }
+  }
+
+  float maximum(const float* scores, int keys) const {
     f32x16 largest = set1(-INFINITY);
-    for (int at = 0; at < whole; at += kLanes) largest = max(load(scores + at), largest);
-    if (whole < keys) largest = max(select(lanes_below(keys - whole), load(scores + whole), largest), largest);
-    return reduce_max(largest * piece_.scale);
+    for (; keys >= kLanes; keys -= kLanes, scores += BlockProducts::kVecStride) largest = max(load(scores), largest);
+    if (keys > 0) largest = max(select(lanes_below(keys), load(scores), largest), largest);
+    return reduce_max(largest) * scale_;
   }
 
-  // Scores become the terms of p = exp(score - max), 0 past the last key; returns their sum.
-  float softmax(int r, int keys, int num_steps) {
-    const float *scores = scores_ + r * kPartition, m = max_[r];
-    const int whole = keys / kLanes * kLanes;
-    const i32x16 is_key = lanes_below(keys - whole);
-    const auto weights = [&](int at) {
-      if (at >= keys) return f32x16{};
-      const f32x16 p = exp(load(scores + at) * piece_.scale - m);
-      return at < whole ? p : select(is_key, p, f32x16{});
-    };
+  // Scores become the terms of p = 2^(scale * score - m), 0 past the last key; returns their sum.
+  float softmax(float* scores, float m, int keys, int num_steps) const {
+    const f32x16 scale = set1(scale_), minus_m = set1(-m);
     f32x16 sum{};
-    for (int at = 0; at < num_steps * kStepCols; at += kStepCols) {
-      const f32x16 p = weights(at), next = weights(at + kLanes);
-      BlockProducts::put_weights(terms_at(p_, r, at), p, next);
+    for (int step = 0; step < num_steps; ++step, keys -= kStepCols, scores += 2 * BlockProducts::kVecStride) {
+      f32x16 p = exp2(fma(load(scores), scale, minus_m));
+      f32x16 next = exp2(fma(load(scores + BlockProducts::kVecStride), scale, minus_m));
+      if (keys < kStepCols) {
+        p = select(lanes_below(keys), p, f32x16{});
+        next = select(lanes_below(keys - kLanes), next, f32x16{});
+      }
+      BlockProducts::put_weights(scores, p, next);
       sum = sum + p;
       sum = sum + next;
     }
     return reduce_add(sum);
   }
 
-  // The rows' maxima and sums with this partition, and what their values are multiplied by.
-  void merge_sums(AttentionRow* rows, const int* keys, int count) {
-    alignas(64) float old_max[kLanes] = {};
+  // The rows' maxima and sums with this partition, and what their values are multiplied by. A row that sees nothing of
+  // it stays as it is.
+  void merge_sums(AttentionRow* rows, int count) {
+    alignas(64) float old_max[kVecRows] = {};
     for (int r = 0; r < count; ++r) old_max[r] = rows[r].max;
-    const f32x16 before = load(old_max), now = load(max_), larger = max(before, now);
-    store(before_, exp(before - larger));
-    store(now_, exp(now - larger));
-    for (int r = 0; r < count; ++r) {
-      if (keys[r] > 0) rows[r].merge(max_[r], sum_[r], before_[r], now_[r]);
+    for (int r = 0; r < count; r += kLanes) {
+      const f32x16 before = load(old_max + r), now = load(max_ + r), larger = max(before, now);
+      store(before_ + r, exp2(before - larger));
+      store(now_ + r, exp2(now - larger));
     }
+    for (int r = 0; r < count; ++r) rows[r].merge(max_[r], sum_[r], before_[r], now_[r]);
   }
 
-  void values(const AttentionRow* rows, const int* keys, int count, int num_steps, bool is_first) {
-    alignas(64) float sums[kRows * kMaxVecs * kLanes];
-    for (int first = 0; first < reader_.num_value_vecs(); first += kMaxVecs) {
-      const int vecs = reader_.num_value_vecs() - first < kMaxVecs ? reader_.num_value_vecs() - first : kMaxVecs;
-      products_.multiply<BlockProducts::kWeightTerms>(
-          p_, count, num_steps, [&](int step, int vec) { return words_.values[step] + 64 * (first + vec); },
-          words_.value_stride, vecs, sums, kMaxVecs * kLanes);
-      for (int r = 0; r < count; ++r) {
-        if (keys[r] == 0) continue;
-        const MergeFactors factors{set1(before_[r]), set1(now_[r]), is_first};
-        for (int v = 0; v < vecs; ++v) {
-          const int col = (first + v) * kLanes, left = layer_.value_dim - col;
-          merge_values(rows[r].output + col, load(sums + (r * kMaxVecs + v) * kLanes), factors,
-                       left < kLanes ? left : kLanes);
+  // Columns from 16 * `first_vec` on. What the last partition leaves goes to the output.
+  template <int Blocks>
+  void add_values(int first_row, int count, int num_steps, int first_vec, bool is_first, bool is_last) {
+    constexpr int kVecs = BlockProducts::max_vecs<Blocks>();
+    const int vecs = reader_.num_value_vecs() - first_vec < kVecs ? reader_.num_value_vecs() - first_vec : kVecs;
+    products_.multiply<Blocks>(
+        scores_, BlockProducts::kBlockStride, count, num_steps,
+        [&](int step, int vec) { return words_.values[step] + 64 * (first_vec + vec); }, words_.value_stride, vecs,
+        sums_);
+    for (int r = 0; r < count; ++r) {
+      const AttentionRow& row = rows_[first_row + r];
+      const f32x16 before = set1(before_[r]), now = set1(now_[r]), inverse = set1(1.0f / row.sum);
+      for (int v = 0; v < vecs; ++v) {
+        const int col = (first_vec + v) * kLanes, left = layer_.value_dim - col;
+        float* total = values_ + (first_row + r) * padded_cols() + col;
+        const f32x16 old = is_first ? f32x16{} : load(total) * before;
+        const f32x16 merged = fma(load(sums_ + offset(r) + v * BlockProducts::kVecStride), now, old);
+        if (is_last) {
+          store_part(row.output + col, merged * inverse, left < kLanes ? left : kLanes);
+        } else {
+          store(total, merged);
         }
       }
     }
   }
 
-  static Scratch<Number>& query_scratch() {
-    static thread_local Scratch<Number> scratch;
-    return scratch;
+  int64_t padded_cols() const { return reader_.num_value_vecs() * kLanes; }
+
+  static Scratch<float>& scratch(int i) {
+    static thread_local Scratch<float> scratches[2];
+    return scratches[i];
   }
 
   const AttentionPiece& piece_;
   const KVLayer& layer_;
+  const float scale_ = piece_.scale * 1.44269504088896341f;  // log2(e)
   PartitionReader reader_{piece_};
   BlockProducts products_{static_cast<int>(num_rows(piece_) < kRows ? num_rows(piece_) : kRows)};
   PartitionWords words_;
-  Number* queries_ = nullptr;
-  alignas(64) float scores_[kRows * kPartition];
-  alignas(64) Number p_[BlockProducts::kColBlock];
-  alignas(64) float max_[kLanes] = {}, sum_[kLanes], before_[kLanes], now_[kLanes];  // of each row
+  AttentionRow rows_[kPieceRows];
+  float* queries_ = nullptr;  // of blocks
+  int64_t query_size_ = 0;    // of a block
+  float* values_ = nullptr;   // [rows][padded columns]: the sums before the last partition
+  alignas(64) float scores_[kMaxBlocks * BlockProducts::kBlockStride];
+  alignas(64) float sums_[kMaxBlocks * BlockProducts::kBlockStride];
+  alignas(64) float max_[kVecRows] = {}, sum_[kVecRows], before_[kVecRows], now_[kVecRows];  // of each row
 };
 
 inline void attend_bf16(const AttentionPiece& piece) {
