@@ -142,7 +142,7 @@ def count_experts(isa, format_name, rows, inner=32, cols=128):
         activations="int12",
         is_poisoned=False,
     )
-    count = count_stage("experts_silu_mul", program, one_sequence(range(rows)))
+    count = count_stage("experts_gated_linear", program, one_sequence(range(rows)))
     return count / (2 * inner / 16 * cols / 32)
 
 

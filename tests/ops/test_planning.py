@@ -122,6 +122,25 @@ def test_fuse_merges_every_residual_add_and_keeps_the_bits(recorded, activations
     assert_same_bits(run(fused), run(recording))
 
 
+@pytest.mark.parametrize("activations", ["int12", "int8"])
+def test_fuse_merges_every_gate_of_integer_weights(recorded, activations):
+    fused = names(fuse(recorded(activations)))
+    assert fused.count("gated_linear") == TINY.num_hidden_layers
+    assert "silu_mul" not in fused
+    assert fused.count("quantize") == 3 * TINY.num_hidden_layers + 1
+
+
+@pytest.mark.parametrize("also_read", ["gate", "up", "product"])
+def test_fuse_leaves_gates_that_something_else_reads(also_read):
+    weight = parameter(pack(np.ones((32, 32)), "Q8_0"))
+    ops = NativeOps("int12")
+    gate, up = ops.linear(ops.embed(weight, Context()), [weight, weight], Context())
+    product = ops.silu_mul(gate, up)
+    (down,) = ops.linear(product, [weight], Context())
+    out = ops.add(down, {"gate": gate, "up": up, "product": product}[also_read])
+    assert "silu_mul" in names(fuse(Recording(ops.instructions, out)))
+
+
 @ACTIVATIONS
 def test_sharing_memory_keeps_the_bits(recorded, activations, monkeypatch):
     recording = recorded(activations)
@@ -162,9 +181,9 @@ def test_a_shared_expert_is_computed_beside_the_others():
     large = [
         names
         for run in stages(fuse(Recording(ops.instructions, out)).instructions)
-        if {"linear", "experts_silu_mul", "experts_linear"} & (names := {ins.name for ins in run})
+        if {"linear", "experts_gated_linear", "experts_linear"} & (names := {ins.name for ins in run})
     ]
-    assert large == [{"linear"}, {"experts_silu_mul", "linear"}, {"experts_linear"}]
+    assert large == [{"linear"}, {"experts_gated_linear", "linear"}, {"experts_linear"}]
 
 
 def test_attention_waits_for_what_it_reads(recorded):
@@ -206,13 +225,19 @@ def random_graph(seed, ops, x):
     values = [x]
     for _ in range(12):
         a, b = rng.choice(values[-4:]), rng.choice(values)
-        match rng.choice(("add", "add", "linear", "linear", "linears", "silu_mul", "rms_norm", "rope")):
+        match rng.choice(
+            ("add", "add", "linear", "linear", "linears", "mlp", "silu_mul", "rms_norm", "rope")
+        ):
             case "add":
                 values.append(ops.add(a, b))
             case "linear":
                 values += ops.linear(a, [rng.choice(weights)], Context())
             case "linears":
                 values += ops.linear(a, weights[:2], Context())
+            case "mlp":
+                gated = ops.silu_mul(*ops.linear(a, weights[:2], Context()))
+                values += [gated] if rng.random() < 0.2 else []
+                values += ops.linear(gated, weights[2:], Context())
             case "silu_mul":
                 values.append(ops.silu_mul(a, b))
             case "rms_norm":

@@ -518,6 +518,16 @@ NB_MODULE(_native, m) {
                      residual);
           },
           "input"_a, "type"_a, "weights"_a, "biases"_a, "outputs"_a, "residual"_a)
+      .def(
+          "gated_linear",
+          [](Program& p, int input, const std::string& type, std::vector<std::shared_ptr<PackedTensor>> weights,
+             const std::vector<Floats>& biases, int out, const std::string& out_type, bool round_to_bf16) {
+            std::vector<std::vector<float>> copies;
+            for (const Floats& bias : biases) copies.push_back(to_vector(bias));
+            p.gated_linear(input, activation_by_name(type), std::move(weights), std::move(copies),
+                           activation_by_name(out_type), round_to_bf16, out);
+          },
+          "input"_a, "type"_a, "weights"_a, "biases"_a, "out"_a, "out_type"_a, "round_to_bf16"_a)
       .def("adapter_linear", &Program::adapter_linear, "inputs"_a, "outputs"_a, "weights"_a, "is_sum"_a)
       .def(
           "rms_norm",
@@ -556,18 +566,18 @@ NB_MODULE(_native, m) {
           },
           "places"_a, "x"_a, "out"_a, "type"_a, "weight"_a)
       .def(
-          "experts_silu_mul",
+          "experts_gated_linear",
           [](Program& p, int places, const std::vector<std::tuple<int, int, std::string>>& inputs,
-             std::vector<std::shared_ptr<PackedExperts>> weights, int hidden, int out, const std::string& type,
+             std::vector<std::shared_ptr<PackedExperts>> weights, int out, const std::string& out_type,
              bool round_to_bf16) {
             std::vector<ExpertsInput> typed;
             for (const auto& [tokens, gathered, name] : inputs) {
               typed.push_back({tokens, gathered, activation_by_name(name)});
             }
-            p.experts_silu_mul(places, std::move(typed), std::move(weights), hidden, activation_by_name(type),
-                               round_to_bf16, out);
+            p.experts_gated_linear(places, std::move(typed), std::move(weights), activation_by_name(out_type),
+                                   round_to_bf16, out);
           },
-          "places"_a, "inputs"_a, "weights"_a, "hidden"_a, "out"_a, "type"_a, "round_to_bf16"_a,
+          "places"_a, "inputs"_a, "weights"_a, "out"_a, "out_type"_a, "round_to_bf16"_a,
           "Of gate and up: the input by token, the same by place, and its type.")
       .def(
           "combine",

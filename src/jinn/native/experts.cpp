@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "gated_linear.h"
 #include "instructions.h"
 
 namespace jinn {
@@ -146,17 +147,20 @@ class ExpertParts : public Instruction {
   int64_t parts_per_expert_;
 };
 
-// Tiles first_tile .. last_tile - 1 of the group's expert, for its rows first_row .. last_row - 1. `input` has a row
-// per place, or the one row that all places share.
-void multiply(const Step& step, const PackedExperts& weight, const ExpertGroup& group, int64_t first_tile,
-              int64_t last_tile, const Activations& input, bool is_shared, Matrix out, int64_t first_row,
-              int64_t last_row) {
+// The tiles of the group's expert, for rows first_row .. last_row - 1 of the input.
+LinearPiece piece_of(const PackedExperts& weight, const ExpertGroup& group, const Activations& input, int64_t first_row,
+                     int64_t last_row) {
   const int64_t tile = weight.first_tile(group.expert);
-  const int64_t first_place = group.first_place + first_row, last_place = group.first_place + last_row;
-  if (is_shared) out.data = out.row(first_place);
-  step.kernels.linear({&weight.tensor(), nullptr, input, out, nullptr, tile + first_tile,
-                       std::min(tile + last_tile, tile + weight.num_tiles()), is_shared ? 0 : first_place,
-                       is_shared ? 1 : last_place, tile * kTileRows});
+  return {&weight.tensor(),
+          nullptr,
+          input,
+          {nullptr, 0, weight.rows()},
+          nullptr,
+          tile,
+          tile + weight.num_tiles(),
+          first_row,
+          last_row,
+          tile * kTileRows};
 }
 
 // Parts are tiles.
@@ -173,7 +177,11 @@ class ExpertsLinear : public ExpertParts {
     const Matrix out = PlaceRows(step, out_, places).matrix(0, weight_->rows());
     for (int64_t row = 0; row < group.num_rows; row += kRowsAtOnce) {
       const int64_t last_row = std::min<int64_t>(group.num_rows, row + kRowsAtOnce);
-      multiply(step, *weight_, group, first, last, input, false, out, row, last_row);
+      LinearPiece piece = piece_of(*weight_, group, input, group.first_place + row, group.first_place + last_row);
+      piece.last_tile = piece.first_tile + last;
+      piece.first_tile += first;
+      piece.output = out;
+      step.kernels.linear(piece);
     }
   }
 
@@ -183,63 +191,46 @@ class ExpertsLinear : public ExpertParts {
   int out_;
 };
 
-// silu(gate) * up as down's input. Parts are runs of kGroup columns, which down's input needs whole. Gate and up lie
-// side by side in `hidden`, each padded to whole tiles.
-class ExpertsSiluMul : public ExpertParts {
+// Parts are the runs of columns of gated_linear.h.
+class ExpertsGatedLinear : public ExpertParts {
  public:
-  ExpertsSiluMul(int places, std::vector<ExpertsInput> inputs, std::vector<std::shared_ptr<PackedExperts>> weights,
-                 int hidden, ActivationType type, bool round_to_bf16, int out)
+  ExpertsGatedLinear(int places, std::vector<ExpertsInput> inputs, std::vector<std::shared_ptr<PackedExperts>> weights,
+                     ActivationType out_type, bool round_to_bf16, int out)
       : ExpertParts(places, ceil_div(weights[0]->rows(), kGroup)),
         inputs_(std::move(inputs)),
         weights_(std::move(weights)),
-        hidden_(hidden),
-        type_(type),
+        out_type_(out_type),
         round_to_bf16_(round_to_bf16),
         out_(out) {}
-  std::string name() const override { return "experts_silu_mul " + std::to_string(weights_[0]->rows()); }
+  std::string name() const override { return "experts_gated_linear " + std::to_string(weights_[0]->rows()); }
 
  private:
   void parts(const Step& step, const Places& places, const ExpertGroup& group, int64_t first,
              int64_t last) const override {
-    for (int64_t row = 0; row < group.num_rows; row += kRowsAtOnce) {
-      const int64_t last_row = std::min<int64_t>(group.num_rows, row + kRowsAtOnce);
-      for (int64_t w = 0; w < 2; ++w) multiply_by(w, step, places, group, first, last, row, last_row);
-      silu_mul(step, places, first * kGroup, last * kGroup, group.first_place + row, group.first_place + last_row);
+    const Activations out = PlaceRows(step, out_, places).activations(out_type_, weights_[0]->rows());
+    for (int64_t row = 0; row < group.num_rows; row += kGatedRows) {
+      const int64_t last_row = std::min<int64_t>(group.num_rows, row + kGatedRows);
+      gated_linear(step.kernels,
+                   {piece(0, step, places, group, row, last_row), piece(1, step, places, group, row, last_row), out,
+                    group.first_place + row, round_to_bf16_},
+                   first, last);
     }
   }
 
-  void multiply_by(int64_t w, const Step& step, const Places& places, const ExpertGroup& group, int64_t first,
-                   int64_t last, int64_t first_row, int64_t last_row) const {
-    constexpr int64_t kTiles = kGroup / kTileRows;
-    const PackedExperts& weight = *weights_[static_cast<size_t>(w)];
-    const ExpertsInput& input = inputs_[static_cast<size_t>(w)];
-    const bool is_shared = step.num_rows(input.tokens) == 1;
-    const Activations x =
-        is_shared ? Activations{step.buffer(input.tokens), step.row_bytes(input.tokens), weight.cols(), input.type}
-                  : PlaceRows(step, input.gathered, places).activations(input.type, weight.cols());
-    multiply(step, weight, group, first * kTiles, last * kTiles, x, is_shared, hidden(step, places, w), first_row,
-             last_row);
-  }
-
-  void silu_mul(const Step& step, const Places& places, int64_t first_col, int64_t last_col, int64_t first_place,
-                int64_t last_place) const {
-    Matrix gate = hidden(step, places, 0), up = hidden(step, places, 1);
-    Activations out = PlaceRows(step, out_, places).activations(type_, gate.cols);
-    gate.cols = up.cols = std::min(last_col, gate.cols) - first_col;
-    gate.data += first_col, up.data += first_col, out.first_col = first_col;
-    step.kernels.silu_mul(gate, up, gate, first_place, last_place);
-    step.kernels.quantize_rows(round_to_bf16_, gate, out, first_place, last_place);
-  }
-
-  Matrix hidden(const Step& step, const Places& places, int64_t w) const {
-    const int64_t cols = weights_[0]->rows();
-    return PlaceRows(step, hidden_, places).matrix(w * ceil_div(cols, kTileRows) * kTileRows, cols);
+  LinearPiece piece(size_t w, const Step& step, const Places& places, const ExpertGroup& group, int64_t first_row,
+                    int64_t last_row) const {
+    const PackedExperts& weight = *weights_[w];
+    const ExpertsInput& input = inputs_[w];
+    return step.num_rows(input.tokens) == 1
+               ? piece_of(weight, group,
+                          {step.buffer(input.tokens), step.row_bytes(input.tokens), weight.cols(), input.type}, 0, 1)
+               : piece_of(weight, group, PlaceRows(step, input.gathered, places).activations(input.type, weight.cols()),
+                          group.first_place + first_row, group.first_place + last_row);
   }
 
   std::vector<ExpertsInput> inputs_;                     // of gate and of up
   std::vector<std::shared_ptr<PackedExperts>> weights_;  // gate and up
-  int hidden_;
-  ActivationType type_;
+  ActivationType out_type_;
   bool round_to_bf16_;
   int out_;
 };
@@ -342,17 +333,17 @@ void Program::experts_linear(int places_buffer, int input_buffer, ActivationType
   append(std::make_unique<ExpertsLinear>(places_buffer, input_buffer, type, std::move(weight), out_buffer));
 }
 
-void Program::experts_silu_mul(int places_buffer, std::vector<ExpertsInput> inputs,
-                               std::vector<std::shared_ptr<PackedExperts>> weights, int hidden_buffer,
-                               ActivationType type, bool round_to_bf16, int out_buffer) {
-  expect(weights.size() == 2 && inputs.size() == 2, "[experts_silu_mul] expected gate and up");
+void Program::experts_gated_linear(int places_buffer, std::vector<ExpertsInput> inputs,
+                                   std::vector<std::shared_ptr<PackedExperts>> weights, ActivationType out_type,
+                                   bool round_to_bf16, int out_buffer) {
+  expect(weights.size() == 2 && inputs.size() == 2, "[experts_gated_linear] expected gate and up");
   const PackedExperts &gate = *weights[0], &up = *weights[1];
   expect(gate.rows() == up.rows() && gate.cols() == up.cols() && gate.num_experts() == up.num_experts(),
-         "[experts_silu_mul] expected weights of one shape and number of experts");
-  const bool is_integer = type == ActivationType::Int8 || type == ActivationType::Int12;
-  expect(!is_integer || gate.rows() % kGroup == 0, "[experts_silu_mul] expected columns in groups of 32");
-  append(std::make_unique<ExpertsSiluMul>(places_buffer, std::move(inputs), std::move(weights), hidden_buffer, type,
-                                          round_to_bf16, out_buffer));
+         "[experts_gated_linear] expected weights of one shape and number of experts");
+  const bool is_integer = out_type == ActivationType::Int8 || out_type == ActivationType::Int12;
+  expect(!is_integer || gate.rows() % kGroup == 0, "[experts_gated_linear] expected columns in groups of 32");
+  append(std::make_unique<ExpertsGatedLinear>(places_buffer, std::move(inputs), std::move(weights), out_type,
+                                              round_to_bf16, out_buffer));
 }
 
 void Program::combine(Operand weights, int places_buffer, int x_buffer, Operand out) {

@@ -17,6 +17,8 @@ struct Matrix {
   int64_t stride = 0;
   int64_t cols = 0;
   float* row(int64_t r) const { return data + r * stride; }
+  // The same rows by other numbers: what was row 0 is row `first`.
+  Matrix counted_from(int64_t first) const { return {data - first * stride, stride, cols}; }
 };
 
 constexpr int kActivationRows = 16;

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 
@@ -322,8 +321,6 @@ class Attention : public Instruction {
 
 }  // namespace
 
-void Program::Free::operator()(uint8_t* data) const { std::free(data); }
-
 int Program::add_buffer(Rows rows, int64_t row_bytes, int slot) {
   buffers_.push_back({rows, (row_bytes + 63) / 64 * 64, slot});
   return static_cast<int>(buffers_.size()) - 1;
@@ -434,12 +431,11 @@ std::vector<uint8_t*> Program::lay_out(const BatchView& batch) {
     total += bytes;
   }
   if (total > arena_bytes_) {
-    arena_.reset(static_cast<uint8_t*>(std::aligned_alloc(64, total)));
-    if (!arena_) throw std::bad_alloc();
+    arena_ = Memory(total, true);
     arena_bytes_ = total;
   }
   std::vector<uint8_t*> memory;
-  for (const Buffer& buffer : buffers_) memory.push_back(arena_.get() + slot_offset[static_cast<size_t>(buffer.slot)]);
+  for (const Buffer& buffer : buffers_) memory.push_back(arena_.data() + slot_offset[static_cast<size_t>(buffer.slot)]);
   return memory;
 }
 

@@ -14,6 +14,7 @@
 #include "batch.h"
 #include "experts.h"
 #include "kernels.h"
+#include "memory.h"
 #include "state_cache.h"
 #include "threads.h"
 
@@ -74,6 +75,10 @@ class Program {
   // Each weight reads the whole input; `residual` may be empty (buffer -1).
   void linear(int input_buffer, ActivationType type, std::vector<std::shared_ptr<PackedTensor>> weights,
               std::vector<std::vector<float>> biases, std::vector<Operand> outputs, Operand residual);
+  // silu(gate) * up, as down's input; `weights` are gate and up.
+  void gated_linear(int input_buffer, ActivationType type, std::vector<std::shared_ptr<PackedTensor>> weights,
+                    std::vector<std::vector<float>> biases, ActivationType out_type, bool round_to_bf16,
+                    int out_buffer);
   // What each sequence's adapter makes of its rows: output p is the product of input p and weights[p][adapter], which
   // may be null. A sum adds it to what is there; otherwise rows of others are left as they are.
   void adapter_linear(std::vector<Operand> inputs, std::vector<Operand> outputs, AdapterWeights weights, bool is_sum);
@@ -91,10 +96,9 @@ class Program {
              Operand ids);
   void group_rows(Operand ids, int64_t num_experts, int places_buffer);
   void gather(int places_buffer, int input_buffer, ActivationType type, int64_t cols, int out_buffer);
-  // silu(gate) * up, as down's input; `hidden_buffer` has room for gate and up, each in whole tiles.
-  void experts_silu_mul(int places_buffer, std::vector<ExpertsInput> inputs,
-                        std::vector<std::shared_ptr<PackedExperts>> weights, int hidden_buffer, ActivationType type,
-                        bool round_to_bf16, int out_buffer);
+  void experts_gated_linear(int places_buffer, std::vector<ExpertsInput> inputs,
+                            std::vector<std::shared_ptr<PackedExperts>> weights, ActivationType out_type,
+                            bool round_to_bf16, int out_buffer);
   void experts_linear(int places_buffer, int input_buffer, ActivationType type, std::shared_ptr<PackedExperts> weight,
                       int out_buffer);
   void combine(Operand weights, int places_buffer, int x_buffer, Operand out);
@@ -149,11 +153,8 @@ class Program {
   Operand logits_, hidden_;
   std::vector<StateSpec> state_specs_;
   int64_t hidden_cols_ = 0, num_adapters_ = 0;
-  struct Free {
-    void operator()(uint8_t* data) const;
-  };
-  std::unique_ptr<uint8_t[], Free> arena_;
-  size_t arena_bytes_ = 0;
+  Memory arena_{1, true};
+  size_t arena_bytes_ = 1;
 };
 
 // What instructions see of a run.

@@ -269,15 +269,14 @@ class NativeOps:
             types.append(kind[0])
         down = node.down_proj.weight
         down_kind, round_to_bf16 = self._activation_kind(down.format)
-        hidden = self._at_places(routing.ids, 2 * 4 * _round_up(inner, 16), 2 * inner)
         held = self._at_places(routing.ids, _native.activation_stride(down_kind, inner), inner)
         self._record(
-            "experts_silu_mul",
+            "experts_gated_linear",
             (places, *inputs),
-            (hidden, held),
+            (held,),
             types=types,
             weights=weights,
-            type=down_kind,
+            out_type=down_kind,
             round_to_bf16=round_to_bf16,
         )
         cols = down.shape[1]
@@ -366,14 +365,42 @@ def record_predict(model: Model, parameters: Any, activations: str) -> Recording
 
 
 def fuse(recording: Recording) -> Recording:
+    """The same numbers by fewer instructions."""
+    return _fuse_adds(_fuse_gates(recording))
+
+
+def _fuse_gates(recording: Recording) -> Recording:
+    """Gate and up, silu(gate) * up and its quantization become one, which keeps gate and up in the cache.
+
+    Where nothing else reads any of them, and weights are integers: float ones lay out their input anew.
+    """
+    uses, readers = _uses(recording), {ins.inputs: ins for ins in recording.instructions}
+    replaced: dict[Instruction, Instruction | None] = {}
+    for linear in recording.instructions:
+        if linear.name != "linear" or linear.attributes["type"] not in ("int12", "int8"):
+            continue
+        silu_mul = readers.get(linear.outputs)
+        if silu_mul is None or silu_mul.name != "silu_mul" or uses[linear.outputs[0].buffer] > 2:
+            continue
+        quantize = readers.get(silu_mul.outputs)
+        if quantize is None or quantize.name != "quantize" or uses[silu_mul.outputs[0].buffer] > 1:
+            continue
+        out = {"out_type": quantize.attributes["type"], "round_to_bf16": quantize.attributes["round_to_bf16"]}
+        replaced[linear] = Instruction(
+            "gated_linear", linear.inputs, quantize.outputs, {**linear.attributes, **out}
+        )
+        replaced[silu_mul] = replaced[quantize] = None
+    return _replace(recording, replaced)
+
+
+def _fuse_adds(recording: Recording) -> Recording:
     """An add of a linear's only use moves into the linear, which then adds before it stores: the same sum.
 
     The add's other input must be there by then. Not the sum of a mixture's experts: a shared expert's linear
     runs beside them.
     """
     instructions = recording.instructions
-    uses = Counter(value.buffer for ins in instructions for value in ins.inputs)
-    uses.update(value.buffer for value in recording.outputs)
+    uses = _uses(recording)
     producers = {out: index for index, ins in enumerate(instructions) for out in ins.outputs}
     last_write = {out.buffer: index for out, index in producers.items()}
     mixed = {out.buffer for ins in instructions if ins.name == "combine" for out in ins.outputs}
@@ -391,8 +418,18 @@ def fuse(recording: Recording) -> Recording:
         if linear.name == "linear" and len(linear.outputs) == 1:
             replaced[linear] = replace(linear, inputs=(*linear.inputs, residual), outputs=add.outputs)
             replaced[add] = None
-    fused = (replaced.get(ins, ins) for ins in instructions)
-    return replace(recording, instructions=[ins for ins in fused if ins is not None])
+    return _replace(recording, replaced)
+
+
+def _uses(recording: Recording) -> Counter[Buffer]:
+    uses = Counter(value.buffer for ins in recording.instructions for value in ins.inputs)
+    uses.update(value.buffer for value in recording.outputs)
+    return uses
+
+
+def _replace(recording: Recording, replaced: dict[Instruction, Instruction | None]) -> Recording:
+    instructions = (replaced.get(ins, ins) for ins in recording.instructions)
+    return replace(recording, instructions=[ins for ins in instructions if ins is not None])
 
 
 class Kind(IntEnum):
@@ -563,12 +600,13 @@ def _emit(
         case "gather" | "experts_linear":
             emit = getattr(program, instruction.name)
             emit(buffer_of(inputs[0]), buffer_of(inputs[1]), buffer_of(outputs[0]), **attributes)
-        case "experts_silu_mul":
+        case "gated_linear":
+            program.gated_linear(buffer_of(inputs[0]), out=buffer_of(outputs[0]), **attributes)
+        case "experts_gated_linear":
             experts_places, *input_buffers = map(buffer_of, inputs)
-            hidden, held = map(buffer_of, outputs)
             others = {name: value for name, value in attributes.items() if name != "types"}
             typed = list(zip(input_buffers[::2], input_buffers[1::2], attributes["types"], strict=True))
-            program.experts_silu_mul(experts_places, inputs=typed, hidden=hidden, out=held, **others)
+            program.experts_gated_linear(experts_places, inputs=typed, out=buffer_of(outputs[0]), **others)
         case "combine":
             places, y, weights = inputs
             program.combine(buffer_of(places), buffer_of(y), operand(weights), operand(outputs[0]))
