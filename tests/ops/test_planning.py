@@ -141,6 +141,24 @@ def test_fuse_leaves_gates_that_something_else_reads(also_read):
     assert "silu_mul" in names(fuse(Recording(ops.instructions, out)))
 
 
+def test_rotations_are_written_over_what_they_rotate(recorded):
+    rotations = [ins for ins in fuse(recorded("int12")).instructions if ins.name == "rope"]
+    assert len(rotations) == 2 * TINY.num_hidden_layers
+    for ins in rotations:
+        x, out = ins.inputs[-1], ins.outputs[0]
+        assert (x.buffer, x.first_col, x.cols) == (out.buffer, out.first_col, out.cols)
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_a_norm_leaves_what_is_read_later(is_read):
+    ops = NativeOps("int12")
+    x = ops.embed(parameter(pack(np.ones((32, 32)))), Context())
+    normed = ops.rms_norm(x, parameter(np.ones(32, np.float32)), 1e-5)
+    out = ops.add(normed, x if is_read else normed)
+    (norm,) = (ins for ins in fuse(Recording(ops.instructions, out)).instructions if ins.name == "rms_norm")
+    assert (norm.outputs[0].buffer is x.buffer) != is_read
+
+
 @ACTIVATIONS
 def test_sharing_memory_keeps_the_bits(recorded, activations, monkeypatch):
     recording = recorded(activations)

@@ -117,7 +117,8 @@ class ExpertParts : public Instruction {
   ExpertParts(int places, int64_t parts_per_expert) : places_(places), parts_per_expert_(parts_per_expert) {}
 
   int64_t num_items(const Step& step) const override {
-    return std::min(kClaimsPerThread * step.num_threads(), num_parts(places_of(step, places_), step));
+    const int64_t per_thread = step.num_rows(places_) > 1 ? kClaimsPerThread : kWeightClaimsPerThread;
+    return std::min(per_thread * step.num_threads(), num_parts(places_of(step, places_), step));
   }
 
   void run(const Step& step, int64_t item) const override {

@@ -52,10 +52,7 @@ class GatedLinear : public Instruction {
  private:
   int64_t num_runs() const { return ceil_div(weights_[0]->rows(), kGroup); }
   int64_t row_blocks(const Step& step) const { return ceil_div(step.num_rows(input_), kGatedRows); }
-  int64_t run_blocks(const Step& step) const {
-    const int64_t claims = kClaimsPerThread * step.num_threads();
-    return std::clamp<int64_t>(claims / std::max<int64_t>(1, row_blocks(step)), 1, num_runs());
-  }
+  int64_t run_blocks(const Step& step) const { return weight_blocks(step.num_threads(), row_blocks(step), num_runs()); }
 
   LinearPiece piece(const Step& step, size_t w, int64_t first_row, int64_t last_row) const {
     const PackedTensor& weight = *weights_[w];

@@ -11,6 +11,7 @@ namespace jinn {
 
 constexpr int64_t kRowsPerItem = kActivationRows;  // rows of a row-wise op that one claim covers
 constexpr int64_t kClaimsPerThread = 8;            // enough to even out threads that run at different speeds
+constexpr int64_t kWeightClaimsPerThread = 3;      // the same of few rows: each claim's first weights come slowly
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -18,6 +19,12 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // the first takes some 2 / count of it all, the last 1 / count^2.
 inline int64_t item_start(int64_t i, int64_t count, int64_t size) {
   return size * i * (2 * count - i) / (count * count);
+}
+
+// Into how many blocks `size` pieces of weights are divided that are multiplied with so many blocks of rows.
+inline int64_t weight_blocks(int64_t num_threads, int64_t row_blocks, int64_t size) {
+  const int64_t claims = (row_blocks > 1 ? kClaimsPerThread : kWeightClaimsPerThread) * num_threads;
+  return std::clamp<int64_t>(claims / std::max<int64_t>(1, row_blocks), 1, size);
 }
 
 inline void expect(bool condition, const std::string& what) {

@@ -213,8 +213,7 @@ class Linear : public Instruction {
   }
   int64_t row_blocks(const Step& step) const { return ceil_div(step.num_rows(input_), claim_rows()); }
   int64_t tile_blocks(const Step& step) const {
-    const int64_t claims = kClaimsPerThread * step.num_threads();
-    return std::clamp<int64_t>(claims / std::max<int64_t>(1, row_blocks(step)), 1, num_tiles_);
+    return weight_blocks(step.num_threads(), row_blocks(step), num_tiles_);
   }
 
   void tiles_of(const Step& step, size_t w, int64_t first, int64_t last, int64_t first_row, int64_t last_row) const {

@@ -366,7 +366,7 @@ def record_predict(model: Model, parameters: Any, activations: str) -> Recording
 
 def fuse(recording: Recording) -> Recording:
     """The same numbers by fewer instructions."""
-    return _fuse_adds(_fuse_gates(recording))
+    return _in_place(_fuse_adds(_fuse_gates(recording)))
 
 
 def _fuse_gates(recording: Recording) -> Recording:
@@ -419,6 +419,31 @@ def _fuse_adds(recording: Recording) -> Recording:
             replaced[linear] = replace(linear, inputs=(*linear.inputs, residual), outputs=add.outputs)
             replaced[add] = None
     return _replace(recording, replaced)
+
+
+def _in_place(recording: Recording) -> Recording:
+    """Norms and rotations of what nothing else reads later are written over it, while it is in the cache."""
+    kept = {value.buffer for value in recording.outputs}
+    reads: defaultdict[Buffer, list[tuple[SymbolicValue, int]]] = defaultdict(list)
+    for index, ins in enumerate(recording.instructions):
+        for value in ins.inputs:
+            reads[value.buffer].append((value, index))
+    moved: dict[Buffer, SymbolicValue] = {}
+    instructions = []
+    for index, ins in enumerate(recording.instructions):
+        inputs, outputs = tuple(_moved(value, moved) for value in ins.inputs), ins.outputs
+        if ins.name in ("rms_norm", "rope") and max(_touching(reads, ins.inputs[-1])) == index:
+            place, out = inputs[-1], outputs[0]
+            if place.buffer not in kept and out.buffer not in kept:
+                moved[out.buffer], outputs = place, (place,)
+        instructions.append(replace(ins, inputs=inputs, outputs=outputs))
+    return replace(recording, instructions=instructions)
+
+
+def _moved(value: SymbolicValue, moved: dict[Buffer, SymbolicValue]) -> SymbolicValue:
+    """Where the value lies if its buffer has become the columns of another one."""
+    place = moved.get(value.buffer)
+    return value if place is None else _columns(place, value.first_col, value.cols)
 
 
 def _uses(recording: Recording) -> Counter[Buffer]:
