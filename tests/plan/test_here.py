@@ -57,6 +57,23 @@ def test_a_fit_finds_what_made_the_times(shape):
     assert found.linear == pytest.approx(0.11, rel=0.1)
 
 
+def test_a_fit_finds_that_tiles_of_rows_pay(shape):
+    """Seconds of a machine with AMX. From the usual start alone no fit comes nearer than a fifth."""
+    measured = {
+        Run(64): 0.02725,
+        Run(512): 0.195,
+        Run(24, 1): 0.08357,
+        Run(24, 1, 768): 0.1162,
+        Run(24, 4, 128): 0.1581,
+        Run(24, 16, 128): 0.3639,
+    }
+    limits = {"read_bandwidth": 30.17e9, "int8": 10.96e12, "bf16": 2.457e12, "f32": 0.3383e12}
+    chip = machine_table("here", limits, 24e9).chip()
+    found = Machine(chip, fit(shape, chip, machine().efficiency, measured, 512))
+    for run, seconds in {**measured, Run(24, 8, 128): 0.2637}.items():
+        assert predict(shape, found, run, 512) == pytest.approx(seconds, rel=0.15)
+
+
 def test_a_calibration_is_kept(tmp_path, shape):
     table = machine_table("here", LIMITS, 24e9)
     row = fit(shape, table.chip(), machine().efficiency, {Run(64): 0.1}, 512)
