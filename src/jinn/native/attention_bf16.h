@@ -363,20 +363,19 @@ class Bf16Attention {
     }
   }
 
-  float maximum(const float* scores, int keys) const {
+  static float maximum(const float* scores, int keys) {
     f32x16 largest = set1(-INFINITY);
     for (; keys >= kLanes; keys -= kLanes, scores += BlockProducts::kVecStride) largest = max(load(scores), largest);
     if (keys > 0) largest = max(select(lanes_below(keys), load(scores), largest), largest);
-    return reduce_max(largest) * scale_;
+    return reduce_max(largest);
   }
 
-  // Scores become the terms of p = 2^(scale * score - m), 0 past the last key; returns their sum.
+  // Scores become the terms of p = 2^(scale * (score - m)), 1 for the largest, 0 past the last key; returns their sum.
   float softmax(float* scores, float m, int keys, int num_steps) const {
-    const f32x16 scale = set1(scale_), minus_m = set1(-m);
     f32x16 sum{};
     for (int step = 0; step < num_steps; ++step, keys -= kStepCols, scores += 2 * BlockProducts::kVecStride) {
-      f32x16 p = exp2(fma(load(scores), scale, minus_m));
-      f32x16 next = exp2(fma(load(scores + BlockProducts::kVecStride), scale, minus_m));
+      f32x16 p = exp2((load(scores) - m) * scale_);
+      f32x16 next = exp2((load(scores + BlockProducts::kVecStride) - m) * scale_);
       if (keys < kStepCols) {
         p = select(lanes_below(keys), p, f32x16{});
         next = select(lanes_below(keys - kLanes), next, f32x16{});
@@ -395,8 +394,8 @@ class Bf16Attention {
     for (int r = 0; r < count; ++r) old_max[r] = rows[r].max;
     for (int r = 0; r < count; r += kLanes) {
       const f32x16 before = load(old_max + r), now = load(max_ + r), larger = max(before, now);
-      store(before_ + r, exp2(before - larger));
-      store(now_ + r, exp2(now - larger));
+      store(before_ + r, exp2((before - larger) * scale_));
+      store(now_ + r, exp2((now - larger) * scale_));
     }
     for (int r = 0; r < count; ++r) rows[r].merge(max_[r], sum_[r], before_[r], now_[r]);
   }
