@@ -51,7 +51,8 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def client(model: Path) -> Iterator[httpx.Client]:
+def server(model: Path) -> Iterator[tuple[psutil.Process, httpx.Client]]:
+    """The API's process, and a client of it."""
     port = free_port()
     settings = [json.dumps({"port": port}), json.dumps({"model": str(model), "cache_memory": 2**22})]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -59,7 +60,7 @@ def client(model: Path) -> Iterator[httpx.Client]:
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             wait_until_ready(client)
-            yield client
+            yield psutil.Process(process.pid), client
         children = psutil.Process(process.pid).children()
         process.send_signal(signal.SIGTERM)
         assert process.wait(15) == 0
@@ -67,6 +68,11 @@ def client(model: Path) -> Iterator[httpx.Client]:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def client(server: tuple[psutil.Process, httpx.Client]) -> httpx.Client:
+    return server[1]
 
 
 def wait_until_ready(client: httpx.Client) -> None:
@@ -113,9 +119,9 @@ def test_serve(client: httpx.Client) -> None:
     assert 'jinn:num_requests_running{model_name="tiny-llama.gguf"} 0.0' in client.get("/metrics").text
 
 
-def test_engine_that_is_killed_comes_back(client: httpx.Client) -> None:
-    children = psutil.Process().children(recursive=True)
-    engine = next(child for child in children if "jinn.engine.process" in child.cmdline())
+def test_engine_that_is_killed_comes_back(server: tuple[psutil.Process, httpx.Client]) -> None:
+    process, client = server
+    [engine] = [child for child in process.children() if "jinn.engine.process" in child.cmdline()]
     body = chat_body(stream=True, n=128, max_tokens=200, ignore_eos=True)  # seconds of work
     with client.stream("POST", CHAT, json=body) as response:
         lines = response.iter_lines()
