@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
-from jinn.cli.main import app
+from jinn.cli.main import make_app
 from lora_folders import llama_linear_shapes, write_lora
 from tiny import tiny_llama_gguf
 
@@ -24,7 +24,7 @@ def run():
     """Runs `jinn` with these arguments: a result with exit_code, stdout and stderr."""
 
     def run(*arguments, text=None):
-        return CliRunner().invoke(app, list(map(str, arguments)), input=text, catch_exceptions=False)
+        return CliRunner().invoke(make_app(), list(map(str, arguments)), input=text, catch_exceptions=False)
 
     return run
 

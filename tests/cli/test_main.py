@@ -7,7 +7,7 @@ from importlib import metadata
 import pytest
 from gguf import GGUFWriter
 
-COMMANDS = ("serve", "chat", "generate", "bench", "inspect", "pull", "list", "rm")
+from jinn.cli.main import COMMANDS
 
 
 def jinn(*arguments):
@@ -32,9 +32,20 @@ def test_each_command_has_help(run, command):
 def test_help_imports_nothing_heavy():
     code = (
         "import sys, jinn.cli.main;"
+        "jinn.cli.main.make_app();"
         "print(*({'numpy', 'rich', 'starlette', 'jinja2', 'tokenizers', 'asyncio'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == []  # noqa: S603
+
+
+def test_a_command_imports_no_other():
+    code = (
+        "import sys, jinn.cli.main; sys.argv[1:] = ['list', '--help'];\n"
+        "try: jinn.cli.main.main()\n"
+        "except SystemExit: print({'jinn.cli.models', 'jinn.cli.serve'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)  # noqa: S603
+    assert run.stdout.splitlines()[-1] == "{'jinn.cli.models'}"
 
 
 def test_version(run):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from jinn.cli.main import app as cli
+from jinn.cli.main import make_app
 from jinn.conformance import checks
 from jinn.conformance.checks import CHECKS
 from jinn.conformance.report import FAILED, PASSED, Report, Result, run_checks
@@ -31,7 +31,7 @@ def site() -> Iterator[Site]:
 
 
 def run(*arguments: str) -> Any:
-    return CliRunner().invoke(cli, ["conformance", *arguments], catch_exceptions=False)
+    return CliRunner().invoke(make_app(), ["conformance", *arguments], catch_exceptions=False)
 
 
 def test_this_server_passes(site: Site, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from prometheus_client import Metric
 from pydantic import BaseModel
 
 import jinn.server
-from jinn.cli.main import app as cli
+from jinn.cli.main import make_app
 from jinn.engine.config import EngineConfig
 from jinn.engine.messages import EngineStats
 from jinn.frontend import _SAMPLING_FIELDS
@@ -79,7 +79,7 @@ def options() -> list[tuple[str, ...]]:
     def shown(default: Any) -> str:
         return default if isinstance(default, str) else ""
 
-    serve = typer.main.get_command(cli).commands["serve"]  # type: ignore[attr-defined]
+    serve = typer.main.get_command(make_app()).commands["serve"]  # type: ignore[attr-defined]
     flags = [option for option in serve.params if option.opts[0].startswith("--")]
     return [(f"`{flag.opts[0]}`", shown(flag.show_default), flag.help) for flag in flags]
 
