@@ -100,7 +100,7 @@ def expected_of_all_contexts(shape, dtype):
 
 def tolerance(isa, dtype):
     """AMX multiplies 16 bits of each weight of the softmax, and the cache's numbers have 8."""
-    return 2 * TOLERANCE if (isa, dtype) == ("amx", "bf16") else TOLERANCE
+    return 1.5 * TOLERANCE if (isa, dtype) == ("amx", "bf16") else TOLERANCE
 
 
 @BY_ISA
@@ -215,6 +215,6 @@ def test_amx_and_avx512_differ_with_a_bf16_cache_only(dtype, shape):
         for isa in ("amx", "avx512")
     )
     if dtype == "bf16":  # the tiles multiply several bfloat16 terms, vectors one float32 number
-        assert_close(amx, avx512, tolerance("amx", dtype) + tolerance("avx512", dtype))
+        assert_close(amx, avx512, 2 * TOLERANCE)  # each is as near to the reference as allowed
     else:
         assert_same_bits(amx, avx512)

@@ -139,6 +139,18 @@ struct Partial {
   float max[kMaxRows], sum[kMaxRows];
 };
 
+// acc = acc * exp(M - M') + partial * exp(m - M'), with M' the larger maximum.
+struct MergeFactors {
+  float before, now;
+  bool is_first;
+
+  MergeFactors(const AttentionRow& row, float m) : is_first(row.max == -INFINITY) {
+    const float max = row.max > m ? row.max : m;
+    before = exp(row.max - max);
+    now = exp(m - max);
+  }
+};
+
 template <class Word>
 class Worker {
  public:
@@ -146,21 +158,29 @@ class Worker {
       : piece_(piece), cache_(*piece.cache), layer_(cache_.layer(piece.layer)) {}
 
   void rows(AttentionRow* rows, int count) {
-    for_each_partition(piece_, rows, count, [&](int64_t start) {
-      switch (count) {
-        case 1:
-          return partition<1>(rows, start);
-        case 2:
-          return partition<2>(rows, start);
-        case 3:
-          return partition<3>(rows, start);
-        default:
-          return partition<4>(rows, start);
-      }
-    });
+    for (int64_t start = 0, end = longest_limit(rows, count); start < end; start += kPartition) {
+      partition(rows, count, start);
+    }
+    for (int r = 0; r < count; ++r) {
+      const float inverse = 1.0f / rows[r].sum;
+      for (int i = 0; i < layer_.value_dim; ++i) rows[r].output[i] *= inverse;
+    }
   }
 
  private:
+  void partition(AttentionRow* rows, int count, int64_t start) {
+    switch (count) {
+      case 1:
+        return partition<1>(rows, start);
+      case 2:
+        return partition<2>(rows, start);
+      case 3:
+        return partition<3>(rows, start);
+      default:
+        return partition<4>(rows, start);
+    }
+  }
+
   uint8_t* head_of(int64_t position) const {
     return cache_.head(piece_.layer, piece_.sequence.block_table[position / cache_.block_size()], piece_.kv_head);
   }
@@ -184,8 +204,8 @@ class Worker {
     for (int col = 0; col < layer_.value_dim; col += kMaxValueVecs * kLanes) values<R>(rows, start, keys, col);
     for (int r = 0; r < R; ++r) {
       if (keys[r] == 0) continue;
-      const MergeFactors factors = merge_factors(rows[r], partial_.max[r]);
-      rows[r].merge(partial_.max[r], partial_.sum[r], factors.before[0], factors.now[0]);
+      const MergeFactors factors(rows[r], partial_.max[r]);
+      rows[r].merge(partial_.max[r], partial_.sum[r], factors.before, factors.now);
     }
   }
 
@@ -314,10 +334,11 @@ class Worker {
 
   void merge(const AttentionRow& row, const f32x16* acc, int keys, int r, int col) {
     if (keys == 0) return;
-    const MergeFactors factors = merge_factors(row, partial_.max[r]);
+    const MergeFactors factors(row, partial_.max[r]);
     for (int v = 0; v < num_vecs(col); ++v) {
       const int at = col + v * kLanes;
-      merge_values(row.output + at, acc[v], factors, part_width(at));
+      const f32x16 old = factors.is_first ? f32x16{} : load_part(row.output + at, part_width(at));
+      store_part(row.output + at, fma(acc[v], set1(factors.now), old * factors.before), part_width(at));
     }
   }
 

@@ -387,8 +387,8 @@ class Bf16Attention {
     return reduce_add(sum);
   }
 
-  // The rows' maxima and sums with this partition, and what their values are multiplied by. A row that sees nothing of
-  // it stays as it is.
+  // The rows' maxima and sums with this partition, and what their values are multiplied by: first and, with the last
+  // partition, in the end. A row that sees nothing of it stays as it is.
   void merge_sums(AttentionRow* rows, int count) {
     alignas(64) float old_max[kVecRows] = {};
     for (int r = 0; r < count; ++r) old_max[r] = rows[r].max;
@@ -397,7 +397,10 @@ class Bf16Attention {
       store(before_ + r, exp2((before - larger) * scale_));
       store(now_ + r, exp2((now - larger) * scale_));
     }
-    for (int r = 0; r < count; ++r) rows[r].merge(max_[r], sum_[r], before_[r], now_[r]);
+    for (int r = 0; r < count; ++r) {
+      rows[r].merge(max_[r], sum_[r], before_[r], now_[r]);
+      inverse_[r] = 1.0f / rows[r].sum;
+    }
   }
 
   // Columns from 16 * `first_vec` on. What the last partition leaves goes to the output.
@@ -411,7 +414,7 @@ class Bf16Attention {
         sums_);
     for (int r = 0; r < count; ++r) {
       const AttentionRow& row = rows_[first_row + r];
-      const f32x16 before = set1(before_[r]), now = set1(now_[r]), inverse = set1(1.0f / row.sum);
+      const f32x16 before = set1(before_[r]), now = set1(now_[r]), inverse = set1(inverse_[r]);
       for (int v = 0; v < vecs; ++v) {
         const int col = (first_vec + v) * kLanes, left = layer_.value_dim - col;
         float* total = values_ + (first_row + r) * padded_cols() + col;
@@ -445,7 +448,8 @@ class Bf16Attention {
   float* values_ = nullptr;   // [rows][padded columns]: the sums before the last partition
   alignas(64) float scores_[kMaxBlocks * BlockProducts::kBlockStride];
   alignas(64) float sums_[kMaxBlocks * BlockProducts::kBlockStride];
-  alignas(64) float max_[kVecRows] = {}, sum_[kVecRows], before_[kVecRows], now_[kVecRows];  // of each row
+  alignas(64) float max_[kVecRows] = {}, sum_[kVecRows];  // of each row
+  alignas(64) float before_[kVecRows], now_[kVecRows], inverse_[kVecRows];
 };
 
 inline void attend_bf16(const AttentionPiece& piece) {

@@ -1,4 +1,4 @@
-// The rows of an attention piece, and how a row's partitions become one result.
+// The rows of an attention piece.
 #pragma once
 
 #include <cmath>
@@ -15,7 +15,7 @@ struct AttentionRow {
   const float* query;
   float* output;
   int64_t limit;
-  float max, sum;  // M and L; acc is in output
+  float max, sum;  // M and L
 
   // Takes a partition's m and l; `before` is exp(M - M') and `now` exp(m - M'), as for the values.
   void merge(float m, float l, float before, float now) {
@@ -48,33 +48,6 @@ JINN_INLINE int64_t longest_limit(const AttentionRow* rows, int count) {
   int64_t longest = 0;
   for (int r = 0; r < count; ++r) longest = rows[r].limit > longest ? rows[r].limit : longest;
   return longest;
-}
-
-// acc = acc * exp(M - M') + partial * exp(m - M'), with M' the larger maximum.
-struct MergeFactors {
-  f32x16 before, now;
-  bool is_first;
-};
-
-JINN_INLINE MergeFactors merge_factors(const AttentionRow& row, float m) {
-  const float max = row.max > m ? row.max : m;
-  return {set1(exp(row.max - max)), set1(exp(m - max)), row.max == -INFINITY};
-}
-
-JINN_INLINE void merge_values(float* acc, f32x16 partial, const MergeFactors& factors, int width) {
-  const f32x16 old = factors.is_first ? f32x16{} : load_part(acc, width);
-  store_part(acc, fma(partial, factors.now, old * factors.before), width);
-}
-
-// Calls partition(start), which merges one partition into the rows, for each that any row sees.
-template <class F>
-void for_each_partition(const AttentionPiece& piece, AttentionRow* rows, int count, F partition) {
-  const int64_t longest = longest_limit(rows, count), value_dim = piece.cache->layer(piece.layer).value_dim;
-  for (int64_t start = 0; start < longest; start += kPartition) partition(start);
-  for (int r = 0; r < count; ++r) {
-    const float inverse = 1.0f / rows[r].sum;
-    for (int64_t i = 0; i < value_dim; ++i) rows[r].output[i] *= inverse;
-  }
 }
 
 }  // namespace jinn::JINN_ISA

@@ -40,6 +40,12 @@ void expect(bool condition, const std::string& what) {
 
 std::vector<float> to_vector(const Floats& values) { return {values.data(), values.data() + values.size()}; }
 
+std::vector<std::vector<float>> to_vectors(const std::vector<Floats>& arrays) {
+  std::vector<std::vector<float>> vectors;
+  for (const Floats& values : arrays) vectors.push_back(to_vector(values));
+  return vectors;
+}
+
 FloatTable owned_table(float* data, size_t rows, size_t cols) {
   const nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
   return FloatTable(data, {rows, cols}, owner);
@@ -512,9 +518,7 @@ NB_MODULE(_native, m) {
           "linear",
           [](Program& p, int input, const std::string& type, std::vector<std::shared_ptr<PackedTensor>> weights,
              const std::vector<Floats>& biases, std::vector<Operand> outputs, Operand residual) {
-            std::vector<std::vector<float>> copies;
-            for (const Floats& bias : biases) copies.push_back(to_vector(bias));
-            p.linear(input, activation_by_name(type), std::move(weights), std::move(copies), std::move(outputs),
+            p.linear(input, activation_by_name(type), std::move(weights), to_vectors(biases), std::move(outputs),
                      residual);
           },
           "input"_a, "type"_a, "weights"_a, "biases"_a, "outputs"_a, "residual"_a)
@@ -522,9 +526,7 @@ NB_MODULE(_native, m) {
           "gated_linear",
           [](Program& p, int input, const std::string& type, std::vector<std::shared_ptr<PackedTensor>> weights,
              const std::vector<Floats>& biases, int out, const std::string& out_type, bool round_to_bf16) {
-            std::vector<std::vector<float>> copies;
-            for (const Floats& bias : biases) copies.push_back(to_vector(bias));
-            p.gated_linear(input, activation_by_name(type), std::move(weights), std::move(copies),
+            p.gated_linear(input, activation_by_name(type), std::move(weights), to_vectors(biases),
                            activation_by_name(out_type), round_to_bf16, out);
           },
           "input"_a, "type"_a, "weights"_a, "biases"_a, "out"_a, "out_type"_a, "round_to_bf16"_a)

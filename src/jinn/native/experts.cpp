@@ -12,8 +12,6 @@
 namespace jinn {
 namespace {
 
-constexpr int64_t kRowsAtOnce = 64;  // rows that one tile range is multiplied with before the next rows
-
 // A buffer with a row per place.
 struct PlaceRows {
   uint8_t* data;
@@ -72,7 +70,7 @@ class GroupRows : public Instruction {
 };
 
 void copy_row(const Activations& from, int64_t row, const Activations& to, int64_t to_row) {
-  if (from.type == ActivationType::F32 || from.type == ActivationType::BF16) {
+  if (!is_integer(from.type)) {
     std::memcpy(to.row(to_row), from.row(row), static_cast<size_t>(activation_stride(from.type, from.cols)));
     return;
   }
@@ -152,16 +150,8 @@ class ExpertParts : public Instruction {
 LinearPiece piece_of(const PackedExperts& weight, const ExpertGroup& group, const Activations& input, int64_t first_row,
                      int64_t last_row) {
   const int64_t tile = weight.first_tile(group.expert);
-  return {&weight.tensor(),
-          nullptr,
-          input,
-          {nullptr, 0, weight.rows()},
-          nullptr,
-          tile,
-          tile + weight.num_tiles(),
-          first_row,
-          last_row,
-          tile * kTileRows};
+  return {&weight.tensor(), nullptr,  input,           {}, nullptr, tile, tile + weight.num_tiles(),
+          first_row,        last_row, tile * kTileRows};
 }
 
 // Parts are tiles.
@@ -176,8 +166,8 @@ class ExpertsLinear : public ExpertParts {
              int64_t last) const override {
     const Activations input = PlaceRows(step, input_, places).activations(type_, weight_->cols());
     const Matrix out = PlaceRows(step, out_, places).matrix(0, weight_->rows());
-    for (int64_t row = 0; row < group.num_rows; row += kRowsAtOnce) {
-      const int64_t last_row = std::min<int64_t>(group.num_rows, row + kRowsAtOnce);
+    for (int64_t row = 0; row < group.num_rows; row += kLinearRows) {
+      const int64_t last_row = std::min<int64_t>(group.num_rows, row + kLinearRows);
       LinearPiece piece = piece_of(*weight_, group, input, group.first_place + row, group.first_place + last_row);
       piece.last_tile = piece.first_tile + last;
       piece.first_tile += first;
@@ -209,8 +199,8 @@ class ExpertsGatedLinear : public ExpertParts {
   void parts(const Step& step, const Places& places, const ExpertGroup& group, int64_t first,
              int64_t last) const override {
     const Activations out = PlaceRows(step, out_, places).activations(out_type_, weights_[0]->rows());
-    for (int64_t row = 0; row < group.num_rows; row += kGatedRows) {
-      const int64_t last_row = std::min<int64_t>(group.num_rows, row + kGatedRows);
+    for (int64_t row = 0; row < group.num_rows; row += kLinearRows) {
+      const int64_t last_row = std::min<int64_t>(group.num_rows, row + kLinearRows);
       gated_linear(step.kernels,
                    {piece(0, step, places, group, row, last_row), piece(1, step, places, group, row, last_row), out,
                     group.first_place + row, round_to_bf16_},
@@ -341,8 +331,7 @@ void Program::experts_gated_linear(int places_buffer, std::vector<ExpertsInput> 
   const PackedExperts &gate = *weights[0], &up = *weights[1];
   expect(gate.rows() == up.rows() && gate.cols() == up.cols() && gate.num_experts() == up.num_experts(),
          "[experts_gated_linear] expected weights of one shape and number of experts");
-  const bool is_integer = out_type == ActivationType::Int8 || out_type == ActivationType::Int12;
-  expect(!is_integer || gate.rows() % kGroup == 0, "[experts_gated_linear] expected columns in groups of 32");
+  expect(!is_integer(out_type) || gate.rows() % kGroup == 0, "[experts_gated_linear] expected columns in groups of 32");
   append(std::make_unique<ExpertsGatedLinear>(places_buffer, std::move(inputs), std::move(weights), out_type,
                                               round_to_bf16, out_buffer));
 }

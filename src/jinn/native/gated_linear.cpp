@@ -40,8 +40,8 @@ class GatedLinear : public Instruction {
   int64_t num_items(const Step& step) const override { return run_blocks(step) * row_blocks(step); }
 
   void run(const Step& step, int64_t item) const override {
-    const int64_t block = item / row_blocks(step), first_row = item % row_blocks(step) * kGatedRows;
-    const int64_t last_row = std::min(step.num_rows(input_), first_row + kGatedRows);
+    const int64_t block = item / row_blocks(step), first_row = item % row_blocks(step) * kLinearRows;
+    const int64_t last_row = std::min(step.num_rows(input_), first_row + kLinearRows);
     const Activations out{step.buffer(out_), step.row_bytes(out_), weights_[0]->rows(), out_type_};
     gated_linear(
         step.kernels,
@@ -51,7 +51,7 @@ class GatedLinear : public Instruction {
 
  private:
   int64_t num_runs() const { return ceil_div(weights_[0]->rows(), kGroup); }
-  int64_t row_blocks(const Step& step) const { return ceil_div(step.num_rows(input_), kGatedRows); }
+  int64_t row_blocks(const Step& step) const { return ceil_div(step.num_rows(input_), kLinearRows); }
   int64_t run_blocks(const Step& step) const { return weight_blocks(step.num_threads(), row_blocks(step), num_runs()); }
 
   LinearPiece piece(const Step& step, size_t w, int64_t first_row, int64_t last_row) const {
@@ -59,7 +59,7 @@ class GatedLinear : public Instruction {
     return {&weight,
             biases_[w].empty() ? nullptr : biases_[w].data(),
             {step.buffer(input_), step.row_bytes(input_), weight.cols(), type_},
-            {nullptr, 0, weight.rows()},
+            {},
             nullptr,
             0,
             weight.num_tiles(),
@@ -84,7 +84,7 @@ void gated_linear(const Kernels& kernels, const GatedPiece& piece, int64_t first
   const int64_t at_once = kRowsTimesRuns / num_rows;
   for (int64_t run = first; run < last; run += at_once) {
     const int64_t end = std::min(last, run + at_once), first_col = run * kGroup;
-    const int64_t cols = std::min(piece.gate.output.cols, end * kGroup) - first_col;
+    const int64_t cols = std::min(piece.out.cols, end * kGroup) - first_col;
     const Matrix gate{hidden[0], at_once * kGroup, cols}, up{hidden[1], at_once * kGroup, cols};
     multiply(kernels, piece.gate, run * kTilesPerRun, end * kTilesPerRun, gate);
     multiply(kernels, piece.up, run * kTilesPerRun, end * kTilesPerRun, up);
@@ -108,8 +108,7 @@ void Program::gated_linear(int input_buffer, ActivationType type, std::vector<st
   expect(activation_stride(type, cols) <= buffers_[static_cast<size_t>(input_buffer)].row_bytes &&
              activation_stride(out_type, rows) <= buffers_[static_cast<size_t>(out_buffer)].row_bytes,
          "[gated_linear] expected an input and a result as wide as the weights");
-  const bool is_integer = out_type == ActivationType::Int8 || out_type == ActivationType::Int12;
-  expect(!is_integer || rows % kGroup == 0, "[gated_linear] expected columns in groups of 32");
+  expect(!is_integer(out_type) || rows % kGroup == 0, "[gated_linear] expected columns in groups of 32");
   append(std::make_unique<GatedLinear>(input_buffer, type, std::move(weights), std::move(biases), out_type,
                                        round_to_bf16, out_buffer));
 }

@@ -9,8 +9,6 @@
 namespace jinn {
 namespace {
 
-constexpr int64_t kRowsAtOnce = 64;  // rows that one claim of a head's linear covers
-
 void copy(const float* from, int64_t count, float* to) {
   std::memcpy(to, from, sizeof(float) * static_cast<size_t>(count));
 }
@@ -71,7 +69,7 @@ class HeadLinear : public Instruction {
   std::string name() const override { return "head_linear " + std::to_string(out_.cols); }
   int64_t num_items(const Step& step) const override { return weight_->num_experts() * row_blocks(step); }
   void run(const Step& step, int64_t item) const override {
-    const int64_t head = item / row_blocks(step), first_row = item % row_blocks(step) * kRowsAtOnce;
+    const int64_t head = item / row_blocks(step), first_row = item % row_blocks(step) * kLinearRows;
     const int64_t first_tile = weight_->first_tile(head), out_cols = weight_->rows();
     Activations x{step.buffer(input_), step.row_bytes(input_), weight_->num_experts() * weight_->cols(), type_};
     x.first_col = head * weight_->cols();
@@ -84,12 +82,12 @@ class HeadLinear : public Instruction {
                          first_tile,
                          first_tile + weight_->num_tiles(),
                          first_row,
-                         std::min(step.num_rows(input_), first_row + kRowsAtOnce),
+                         std::min(step.num_rows(input_), first_row + kLinearRows),
                          first_tile * kTileRows});
   }
 
  private:
-  int64_t row_blocks(const Step& step) const { return ceil_div(step.num_rows(input_), kRowsAtOnce); }
+  int64_t row_blocks(const Step& step) const { return ceil_div(step.num_rows(input_), kLinearRows); }
 
   int input_;
   ActivationType type_;

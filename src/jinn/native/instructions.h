@@ -10,6 +10,7 @@
 namespace jinn {
 
 constexpr int64_t kRowsPerItem = kActivationRows;  // rows of a row-wise op that one claim covers
+constexpr int64_t kLinearRows = 64;                // rows that a reading of integer weights is shared by
 constexpr int64_t kClaimsPerThread = 8;            // enough to even out threads that run at different speeds
 constexpr int64_t kWeightClaimsPerThread = 3;      // the same of few rows: each claim's first weights come slowly
 

@@ -25,6 +25,7 @@ constexpr int kActivationRows = 16;
 
 // How a linear's input is held while weights read it.
 enum class ActivationType { F32, BF16, Int8, Int12 };
+constexpr bool is_integer(ActivationType type) { return type == ActivationType::Int8 || type == ActivationType::Int12; }
 
 // Rows of activations, `stride` bytes each. F32: as they are, or rounded to bf16. BF16: pairs, padded to even.
 //

@@ -262,7 +262,7 @@ void linear_float(const LinearPiece& piece) {
 
 void linear(const LinearPiece& piece) {
   const ActivationType type = piece.input.type;
-  if (type == ActivationType::Int8 || type == ActivationType::Int12) return linear_integer(piece);
+  if (is_integer(type)) return linear_integer(piece);
   linear_float(piece);
 }
 

@@ -55,6 +55,7 @@ class Memory {
   }
 
   uint8_t* data() const { return data_; }
+  size_t size() const { return bytes_; }
   // Of a file: lets its pages go; they are read again when touched.
   void drop_pages() const { madvise(data_, bytes_, MADV_DONTNEED); }
 

@@ -12,8 +12,7 @@
 namespace jinn {
 namespace {
 
-constexpr int64_t kLinearRows = 64;      // rows of a linear that one claim covers
-constexpr int64_t kFloatRows = 256;      // the same of inputs in floats, which need more rows per weight that is read
+constexpr int64_t kFloatRows = 256;      // as kLinearRows of inputs in floats, which need more rows per weight
 constexpr int64_t kAttentionRows = 128;  // query rows, tokens by heads, that one claim covers where there are many
 constexpr int64_t kAttentionHeads = 16;  // query heads of one key/value head that one claim covers
 
@@ -208,9 +207,7 @@ class Linear : public Instruction {
   }
 
  private:
-  int64_t claim_rows() const {
-    return type_ == ActivationType::BF16 || type_ == ActivationType::F32 ? kFloatRows : kLinearRows;
-  }
+  int64_t claim_rows() const { return is_integer(type_) ? kLinearRows : kFloatRows; }
   int64_t row_blocks(const Step& step) const { return ceil_div(step.num_rows(input_), claim_rows()); }
   int64_t tile_blocks(const Step& step) const {
     return weight_blocks(step.num_threads(), row_blocks(step), num_tiles_);
@@ -344,8 +341,7 @@ void Program::embed(Operand out, std::shared_ptr<PackedTensor> table) {
 }
 
 void Program::quantize(Operand x, ActivationType type, bool round_to_bf16, int out_buffer) {
-  const bool is_integer = type == ActivationType::Int8 || type == ActivationType::Int12;
-  expect(!is_integer || x.cols % kGroup == 0, "[quantize] expected columns in groups of 32");
+  expect(!is_integer(type) || x.cols % kGroup == 0, "[quantize] expected columns in groups of 32");
   append(std::make_unique<Quantize>(x, type, round_to_bf16, out_buffer));
 }
 
@@ -429,10 +425,7 @@ std::vector<uint8_t*> Program::lay_out(const BatchView& batch) {
     slot_offset.push_back(total);
     total += bytes;
   }
-  if (total > arena_bytes_) {
-    arena_ = Memory(total, true);
-    arena_bytes_ = total;
-  }
+  if (total > arena_.size()) arena_ = Memory(total, true);
   std::vector<uint8_t*> memory;
   for (const Buffer& buffer : buffers_) memory.push_back(arena_.data() + slot_offset[static_cast<size_t>(buffer.slot)]);
   return memory;

@@ -154,7 +154,6 @@ class Program {
   std::vector<StateSpec> state_specs_;
   int64_t hidden_cols_ = 0, num_adapters_ = 0;
   Memory arena_{1, true};
-  size_t arena_bytes_ = 1;
 };
 
 // What instructions see of a run.
