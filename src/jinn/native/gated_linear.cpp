@@ -39,19 +39,31 @@ class GatedLinear : public Instruction {
 
   int64_t num_items(const Step& step) const override { return run_blocks(step) * row_blocks(step); }
 
+  std::span<const uint8_t> first_weights(const Step& step, int64_t item) const override {
+    if (item >= num_items(step)) return {};
+    const auto [first, last] = runs_of(step, item);
+    const PackedTensor& gate = *weights_[0];
+    return gate.tiles(first * kTilesPerRun, std::min(gate.num_tiles(), last * kTilesPerRun));
+  }
+
   void run(const Step& step, int64_t item) const override {
-    const int64_t block = item / row_blocks(step), first_row = item % row_blocks(step) * kLinearRows;
+    const int64_t first_row = item % row_blocks(step) * kLinearRows;
     const int64_t last_row = std::min(step.num_rows(input_), first_row + kLinearRows);
+    const auto [first, last] = runs_of(step, item);
     const Activations out{step.buffer(out_), step.row_bytes(out_), weights_[0]->rows(), out_type_};
     gated_linear(
         step.kernels,
         {piece(step, 0, first_row, last_row), piece(step, 1, first_row, last_row), out, first_row, round_to_bf16_},
-        item_start(block, run_blocks(step), num_runs()), item_start(block + 1, run_blocks(step), num_runs()));
+        first, last);
   }
 
  private:
   int64_t num_runs() const { return ceil_div(weights_[0]->rows(), kGroup); }
   int64_t row_blocks(const Step& step) const { return ceil_div(step.num_rows(input_), kLinearRows); }
+  std::pair<int64_t, int64_t> runs_of(const Step& step, int64_t item) const {
+    const int64_t block = item / row_blocks(step), blocks = run_blocks(step);
+    return {item_start(block, blocks, num_runs()), item_start(block + 1, blocks, num_runs())};
+  }
   int64_t run_blocks(const Step& step) const { return weight_blocks(step.num_threads(), row_blocks(step), num_runs()); }
 
   LinearPiece piece(const Step& step, size_t w, int64_t first_row, int64_t last_row) const {

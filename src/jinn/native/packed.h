@@ -31,6 +31,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 
 #include "memory.h"
@@ -86,6 +87,7 @@ class PackedTensor {
   const TileLayout& layout() const { return layout_; }
   const Memory& memory() const { return data_; }
   const uint8_t* tile(int64_t t) const { return data_.data() + layout_.bytes * static_cast<size_t>(t); }
+  std::span<const uint8_t> tiles(int64_t first, int64_t last) const { return {tile(first), tile(last)}; }
 
  private:
   Format format_;

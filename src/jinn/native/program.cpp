@@ -190,15 +190,24 @@ class Linear : public Instruction {
 
   int64_t num_items(const Step& step) const override { return tile_blocks(step) * row_blocks(step); }
 
+  std::span<const uint8_t> first_weights(const Step& step, int64_t item) const override {
+    if (item >= num_items(step)) return {};
+    auto [first, last] = tiles_of(step, item);
+    size_t w = 0;
+    for (; first >= weights_[w]->num_tiles(); ++w) {
+      first -= weights_[w]->num_tiles();
+      last -= weights_[w]->num_tiles();
+    }
+    return weights_[w]->tiles(first, std::min(last, weights_[w]->num_tiles()));
+  }
+
   void run(const Step& step, int64_t item) const override {
-    const int64_t block = item / row_blocks(step), rows = step.num_rows(input_);
-    const int64_t first_row = item % row_blocks(step) * claim_rows();
-    int64_t first = item_start(block, tile_blocks(step), num_tiles_);
-    int64_t last = item_start(block + 1, tile_blocks(step), num_tiles_);
+    const int64_t rows = step.num_rows(input_), first_row = item % row_blocks(step) * claim_rows();
+    auto [first, last] = tiles_of(step, item);
     for (size_t w = 0; w < weights_.size() && first < last; ++w) {
       const int64_t tiles = weights_[w]->num_tiles();
       if (first < tiles) {
-        tiles_of(step, w, first, std::min(last, tiles), first_row, std::min(rows, first_row + claim_rows()));
+        multiply(step, w, first, std::min(last, tiles), first_row, std::min(rows, first_row + claim_rows()));
         first = tiles;
       }
       first -= tiles;
@@ -213,7 +222,12 @@ class Linear : public Instruction {
     return weight_blocks(step.num_threads(), row_blocks(step), num_tiles_);
   }
 
-  void tiles_of(const Step& step, size_t w, int64_t first, int64_t last, int64_t first_row, int64_t last_row) const {
+  std::pair<int64_t, int64_t> tiles_of(const Step& step, int64_t item) const {
+    const int64_t block = item / row_blocks(step), blocks = tile_blocks(step);
+    return {item_start(block, blocks, num_tiles_), item_start(block + 1, blocks, num_tiles_)};
+  }
+
+  void multiply(const Step& step, size_t w, int64_t first, int64_t last, int64_t first_row, int64_t last_row) const {
     Matrix residual;
     if (residual_.buffer >= 0) residual = step.matrix(residual_);
     LinearPiece piece{weights_[w].get(),
@@ -460,12 +474,44 @@ class Program::Pass {
   void work(int thread) {
     while (stage_ < program_.stages_.size()) {
       for (int64_t item = thread; item < num_items_; item = next_item_++) run_item(item);
-      program_.pool_->barrier([this] {
-        take_time();
-        go_to(stage_ + 1);
-      });
+      program_.pool_->barrier(
+          [this] {
+            take_time();
+            go_to(stage_ + 1);
+          },
+          FirstFetch(*this, stage_ + 1, thread));
     }
   }
+
+  // Asks for the weights that a thread will read first after a barrier, a few lines per call, until all of them are on
+  // their way: memory has nothing to do meanwhile, and claims would begin cold.
+  class FirstFetch {
+   public:
+    FirstFetch(const Pass& pass, size_t stage, int64_t item)
+        : pass_(pass), stage_(stage), end_(std::min(stage + kStagesAhead, pass.program_.stages_.size())), item_(item) {}
+
+    bool operator()() {
+      for (; bytes_.empty() && stage_ < end_; ++stage_) {
+        bytes_ = pass_.program_.stages_[stage_].front()->first_weights(pass_.step_, item_);
+        bytes_ = bytes_.first(std::min(bytes_.size(), kFetchedBytes));
+      }
+      for (int line = 0; line < kLinesPerCall && !bytes_.empty(); ++line) {
+        __builtin_prefetch(bytes_.data(), 0, 2);
+        bytes_ = bytes_.subspan(std::min<size_t>(bytes_.size(), 64));
+      }
+      return !bytes_.empty();
+    }
+
+   private:
+    static constexpr size_t kStagesAhead = 4;           // past attention and what stands around it
+    static constexpr size_t kFetchedBytes = 256 << 10;  // which second-level caches hold
+    static constexpr int kLinesPerCall = 8;             // as many as are no wait to speak of
+
+    const Pass& pass_;
+    size_t stage_, end_;  // where to look for weights
+    int64_t item_;
+    std::span<const uint8_t> bytes_;  // left to ask for
+  };
 
   // Sets the stage that all threads compute next, and computes those before it. One thread at a time.
   void go_to(size_t stage) {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -46,6 +47,9 @@ class Instruction {
   virtual int64_t num_items(const Step& step) const = 0;
   virtual void run(const Step& step, int64_t item) const = 0;
   virtual std::string name() const = 0;
+  // The weights that an item reads first, known before any stage has run; empty for no item of it, and where there
+  // are none or others decide which.
+  virtual std::span<const uint8_t> first_weights(const Step&, int64_t) const { return {}; }
   // The buffer whose rows are computed each by itself, 16 to an item; -1 for other instructions.
   virtual int row_buffer() const { return -1; }
 };

@@ -32,9 +32,10 @@ class ThreadPool {
   // Calls task(item) for each item below `count`, whichever thread claims it. Rethrows the first exception.
   void for_each(int64_t count, const std::function<void(int64_t)>& task);
 
-  // Inside run: returns once every thread has arrived, and the last of them has called alone().
-  template <class Alone>
-  void barrier(Alone&& alone) {
+  // Inside run: returns once every thread has arrived, and the last of them has called alone(). The others call
+  // meanwhile(), again and again until it returns false.
+  template <class Alone, class Meanwhile>
+  void barrier(Alone&& alone, Meanwhile&& meanwhile) {
     const uint32_t phase = phase_.load(std::memory_order_relaxed);
     if (num_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_threads_) {
       num_arrived_.store(0, std::memory_order_relaxed);
@@ -42,6 +43,8 @@ class ThreadPool {
       phase_.fetch_add(1, std::memory_order_release);
       phase_.notify_all();
     } else {
+      while (phase_.load(std::memory_order_acquire) == phase && meanwhile()) {
+      }
       wait_for_change(phase_, phase);
     }
   }
