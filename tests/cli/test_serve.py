@@ -32,7 +32,7 @@ def test_flags(run, served, tiny_path):
         "--log-level": "debug",
     }  # fmt: skip
     assert run("serve", tiny_path, *(part for flag in flags.items() for part in flag)).exit_code == 0
-    server, engine, _ = served[0]
+    server, engine, *_ = served[0]
     assert server == ServerConfig("127.0.0.2", 9, "secret", "mine", "t.jinja", "debug")
     assert engine == EngineConfig(
         tiny_path,
@@ -78,7 +78,7 @@ def test_adapters_are_checked(fail, served, tiny_path, adapters):
 
 def test_defaults(run, served, tiny_path):
     run("serve", tiny_path)
-    assert served == [(ServerConfig(), EngineConfig(tiny_path), {})]
+    assert served == [(ServerConfig(), EngineConfig(tiny_path), {}, None)]
 
 
 def test_flags_go_before_the_file(run, served, tiny_path, tmp_path):
@@ -88,7 +88,7 @@ def test_flags_go_before_the_file(run, served, tiny_path, tmp_path):
         'cache-memory = "1MiB"\nmax_step_ms = 50\nlog-level = "error"\n'
     )
     assert run("serve", "--config", config, "--port", 2).exit_code == 0
-    server, engine, _ = served[0]
+    server, engine, *_ = served[0]
     assert (server.port, server.log_level) == (2, "error")
     assert (engine.model, engine.num_threads, engine.cache_memory) == (tiny_path, 3, 2**20)
     assert engine.max_step_ms == 50

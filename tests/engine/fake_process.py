@@ -1,4 +1,4 @@
-"""The engine process on a fake model named for what it does: `python fake_process.py FD CONFIG`."""
+"""The engine process on a fake model named for what it does: `python fake_process.py FD`."""
 
 from __future__ import annotations
 

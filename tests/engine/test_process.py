@@ -16,7 +16,7 @@ from fake_runner import FakeRunner, answer, make_engine, solo
 
 from jinn.engine.client import EngineClient, EngineError
 from jinn.engine.config import EngineConfig
-from jinn.engine.frames import FrameReader, frame
+from jinn.engine.frames import FrameReader, frame, read_frame
 from jinn.engine.messages import (
     Abort,
     Failed,
@@ -26,11 +26,13 @@ from jinn.engine.messages import (
     Ready,
     SamplingParams,
     Shutdown,
+    Start,
     Submit,
     TokenOutput,
     decode,
 )
 from jinn.engine.process import Connection, run, serve
+from jinn.engine.spawn import spawn
 
 COMMAND = (sys.executable, str(Path(__file__).with_name("fake_process.py")))
 
@@ -172,6 +174,38 @@ async def test_close_fails_open_requests_and_ends_the_process():
     assert process.returncode == 0
 
 
+def test_a_spawned_engine_that_is_not_needed_ends():
+    spawned = spawn(COMMAND)
+    spawned.socket.close()
+    assert spawned.process.wait(20) == 0
+    discarded = spawn(COMMAND)
+    discarded.discard()
+    assert discarded.process.returncode == -signal.SIGKILL
+    assert discarded.socket.fileno() < 0
+
+
+@in_time
+async def test_a_spawned_engine_loads_what_it_is_told():
+    spawned = spawn(COMMAND)
+    client = EngineClient(EngineConfig("fake"), command=("/nonexistent",))
+    await client.start(spawned)
+    assert (await client.ready()).notes == ("a note",)
+    await client.close()
+    assert spawned.process.returncode == 0
+
+
+@in_time
+async def test_a_spawned_engine_that_has_died():
+    spawned = spawn(COMMAND)
+    spawned.process.kill()
+    spawned.process.wait()
+    client = EngineClient(EngineConfig("fake"))
+    await client.start(spawned)
+    with pytest.raises(EngineError, match="ended"):
+        await client.ready()
+    await client.close()
+
+
 @in_time
 async def test_a_client_that_was_not_started():
     client = EngineClient(EngineConfig("fake"), command=("/nonexistent",))
@@ -234,17 +268,20 @@ def test_signals_are_left_to_the_parent(signum):
 
 
 def test_the_process_ends_when_its_parent_is_gone():
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = subprocess.Popen(  # noqa: S603
-            [*COMMAND, str(theirs.fileno()), EngineConfig("slow").to_json()], pass_fds=(theirs.fileno(),)
-        )
-    with ours:
+    spawned = spawn(COMMAND)
+    with spawned.socket as ours:
+        ours.sendall(frame(Start(EngineConfig("slow").to_json())))
         ours.sendall(frame(make_request(max_tokens=4000, ignore_eos=True)))
-        reader, messages = FrameReader(), []
-        while not any(isinstance(message, Ready) for message in messages):
-            messages += map(decode, reader.feed(ours.recv(1 << 16)))
-    assert process.wait(5) == 0
+        while not isinstance(decode(read_frame(ours)), Ready):
+            pass
+    assert spawned.process.wait(5) == 0
+
+
+def test_the_first_message_must_be_a_start():
+    spawned = spawn(COMMAND)
+    with spawned.socket as ours:
+        ours.sendall(frame(Shutdown()))
+        assert spawned.process.wait(20) == 1
 
 
 def test_a_message_that_makes_no_sense_is_dropped(caplog):

@@ -82,4 +82,9 @@ def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
 def main() -> None:
     """The console script."""
     named = [name for name in sys.argv[1:2] if name in COMMANDS]
-    make_app(named or COMMANDS)()  # all of them take a twentieth of a second to make
+    spawned = None
+    if named == ["serve"] and "--help" not in sys.argv:
+        from jinn.engine.spawn import spawn
+
+        spawned = spawn()  # imports what it needs while the flags are read; unused, it ends with this process
+    make_app(named or COMMANDS)(obj=spawned)  # all of them take a twentieth of a second to make

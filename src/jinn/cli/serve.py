@@ -34,6 +34,7 @@ def _count(name: str, help_text: str) -> Any:
 
 
 def serve(
+    context: typer.Context,
     model: ModelArgument = None,
     more_models: Annotated[
         list[str] | None,
@@ -222,7 +223,7 @@ def serve(
     from jinn.server.serve import serve as serve_until_signalled
 
     try:
-        serve_until_signalled(server_config, engine_config, more_models_by_name)
+        serve_until_signalled(server_config, engine_config, more_models_by_name, context.obj)
     except EngineError as error:
         raise ValueError(str(error)) from None
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from jinn import env
 from jinn.engine.config import EngineConfig
 from jinn.engine.frames import FrameReader, frame
 from jinn.engine.messages import (
@@ -23,18 +21,19 @@ from jinn.engine.messages import (
     Score,
     ScoreOutput,
     Shutdown,
+    Start,
     StepOutput,
     Submit,
     TokenOutput,
     decode,
 )
+from jinn.engine.spawn import ENGINE_COMMAND, SpawnedEngine, spawn
 
 logger = logging.getLogger(__name__)
 
 EngineOutput = TokenOutput | ScoreOutput | Prefilling | Failed
 Sink = Callable[[EngineOutput], None]
 
-ENGINE_COMMAND = (sys.executable, "-m", "jinn.engine.process")
 _CLOSE_SECONDS = 5.0
 
 
@@ -80,20 +79,13 @@ class EngineClient(asyncio.Protocol):
         """Whether the engine process runs and can be reached."""
         return self._transport is not None and self._failure is None
 
-    async def start(self) -> None:
-        """Start the process. Raises OSError if that fails."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                self._process = subprocess.Popen(  # noqa: S603  (the command is ours)
-                    [*self._command, str(theirs.fileno()), self._config.to_json()],
-                    pass_fds=(theirs.fileno(),),
-                    env=env.of_engine_process(),
-                )
-            except OSError:
-                ours.close()
-                raise
-        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
+    async def start(self, spawned: SpawnedEngine | None = None) -> None:
+        """Let this process load, or a new one. Raises OSError if that cannot be started."""
+        engine = spawned or spawn(self._command)
+        self._process = engine.process
+        with suppress(ConnectionError):  # one that has ended by now is seen to end
+            engine.socket.sendall(frame(Start(self._config.to_json())))
+        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=engine.socket)
 
     async def ready(self) -> Ready:
         """Wait until requests can be taken. Raises EngineError if the engine could not start or has ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 from jinn.engine.messages import Message, encode
@@ -13,6 +14,19 @@ def frame(message: Message) -> bytes:
     """The message as it goes over the stream."""
     data = encode(message)
     return len(data).to_bytes(_LENGTH_BYTES, "little") + data
+
+
+def read_frame(sock: socket.socket) -> bytes:
+    """A blocking socket's next message, and no byte of what follows. Raises EOFError."""
+    length = int.from_bytes(_read(sock, _LENGTH_BYTES), "little")
+    return _read(sock, length)
+
+
+def _read(sock: socket.socket, num_bytes: int) -> bytes:
+    data = sock.recv(num_bytes, socket.MSG_WAITALL)
+    if len(data) < num_bytes:
+        raise EOFError
+    return data
 
 
 class FrameReader:

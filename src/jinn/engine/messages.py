@@ -182,6 +182,13 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class Start:
+    """What an engine process is told first: an EngineConfig in JSON."""
+
+    config: str
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """Drop everything and end the engine process."""
 
@@ -292,9 +299,9 @@ class StepOutput:
     scores: tuple[ScoreOutput, ...] = ()
 
 
-Message = Submit | Score | Abort | Shutdown | Loading | Ready | Failed | StepOutput
+Message = Start | Submit | Score | Abort | Shutdown | Loading | Ready | Failed | StepOutput
 
-_MESSAGES = (Submit, Score, Abort, Shutdown, Loading, Ready, Failed, StepOutput)
+_MESSAGES = (Start, Submit, Score, Abort, Shutdown, Loading, Ready, Failed, StepOutput)
 _PARTS = (
     ThinkingBudget,
     SamplingParams,

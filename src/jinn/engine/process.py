@@ -1,6 +1,6 @@
-"""The engine in a process of its own: `python -m jinn.engine.process FD CONFIG`.
+"""The engine in a process of its own: `python -m jinn.engine.process FD`.
 
-FD is an inherited socket to the process that started it, CONFIG an EngineConfig in JSON. It ends when told
+FD is an inherited socket to the process that started it, whose first message is a `Start`. It ends when told
 to, or when the other end of the socket closes, so it never outlives its parent.
 """
 
@@ -17,8 +17,8 @@ from time import monotonic
 
 from jinn.engine.config import EngineConfig
 from jinn.engine.engine import Engine
-from jinn.engine.frames import FrameReader, frame
-from jinn.engine.messages import Abort, Failed, Loading, Message, Score, Shutdown, Submit, decode
+from jinn.engine.frames import FrameReader, frame, read_frame
+from jinn.engine.messages import Abort, Failed, Loading, Message, Score, Shutdown, Start, Submit, decode
 from jinn.engine.start import LoadRunner, Progress, start_engine
 from jinn.logs import configure_logging
 
@@ -174,13 +174,18 @@ def _fail(connection: Connection, error: Exception) -> int:
 
 
 def main(arguments: Sequence[str], load_runner: LoadRunner) -> int:
-    """Run with the arguments FD and CONFIG. Returns the exit status."""
+    """Run with the argument FD. Returns the exit status."""
     for signum in (signal.SIGINT, signal.SIGTERM):  # meant for the whole group; the parent says when to end
         signal.signal(signum, signal.SIG_IGN)
-    fd, text = arguments
-    config = EngineConfig.from_json(text)
-    configure_logging(config.log_level)
-    with socket.socket(fileno=int(fd)) as sock:
+    with socket.socket(fileno=int(arguments[0])) as sock:
+        try:
+            start = decode(read_frame(sock))
+        except (EOFError, ConnectionError):
+            return 0  # not needed after all
+        if not isinstance(start, Start):
+            raise ValueError(f"expected a Start, got a {type(start).__name__}")
+        config = EngineConfig.from_json(start.config)
+        configure_logging(config.log_level)
         return run(sock, config, load_runner)
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from jinn.engine.client import EngineClient
 from jinn.engine.config import EngineConfig
+from jinn.engine.spawn import SpawnedEngine
 from jinn.logs import configure_logging
 from jinn.server.config import ServerConfig
 from jinn.server.limits import WRITE_SECONDS
@@ -31,21 +32,32 @@ logger = logging.getLogger("jinn.server")
 
 
 def serve(
-    config: ServerConfig, engine_config: EngineConfig, more_models: Mapping[str, str] | None = None
+    config: ServerConfig,
+    engine_config: EngineConfig,
+    more_models: Mapping[str, str] | None = None,
+    spawned: SpawnedEngine | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, and then until the running requests have ended.
 
     With `more_models`, paths by name, each of them and the model of `engine_config` is loaded when it is
-    asked for. Raises OSError where the address is taken, ValueError where the only model's tokenizer or
-    template is bad or OpenTelemetry is missing, and EngineError where its engine cannot start.
+    asked for; without, `spawned` loads the model at once, if it is given. Raises OSError where the address
+    is taken, ValueError where the only model's tokenizer or template is bad or OpenTelemetry is missing, and
+    EngineError where its engine cannot start.
     """
     configure_logging(config.log_level)
-    asyncio.run(_serve(config, engine_config, more_models or {}))
+    if more_models and spawned is not None:
+        spawned.discard()
+    asyncio.run(_serve(config, engine_config, more_models or {}, spawned))
 
 
-async def _serve(config: ServerConfig, engine_config: EngineConfig, more_models: Mapping[str, str]) -> None:
+async def _serve(
+    config: ServerConfig,
+    engine_config: EngineConfig,
+    more_models: Mapping[str, str],
+    spawned: SpawnedEngine | None,
+) -> None:
     listener = bind_unix(config.unix_socket) if config.unix_socket else bind(config.host, config.port)
-    engine = None if more_models else await start_engine(engine_config)
+    engine = None if more_models else await start_engine(engine_config, spawned)
     models = None
     try:
         from jinn.server.app import App
@@ -89,10 +101,10 @@ async def tracing(endpoint: str | None) -> AsyncIterator[Tracer | None]:
         await asyncio.to_thread(tracer.close)
 
 
-async def start_engine(engine_config: EngineConfig) -> EngineClient:
-    """An engine process that loads. Raises OSError."""
+async def start_engine(engine_config: EngineConfig, spawned: SpawnedEngine | None = None) -> EngineClient:
+    """An engine process that loads, `spawned` or a new one. Raises OSError."""
     engine = EngineClient(engine_config)
-    await engine.start()
+    await engine.start(spawned)
     return engine
 
 
