@@ -30,6 +30,7 @@ from statistics import median
 from typing import Any
 
 MAX_TOKENS = 128
+NEIGHBOUR_TOKENS = 512  # more than come while a long prompt is read
 PROMPT_WORDS = 85  # some 110 tokens with the template
 SYSTEM_WORDS = 1_450  # some 1,500 tokens
 LONG_WORDS = 1_950  # some 2,000 tokens
@@ -192,8 +193,12 @@ async def first_token(port: int, texts: Texts) -> dict[str, float]:
 
 
 async def neighbours_gap(port: int, texts: Texts) -> float:
-    """Milliseconds of the longest gap in a stream while another's long prompt is read."""
-    stream = asyncio.create_task(ask(port, [texts.user(20)], max_tokens=MAX_TOKENS))
+    """Milliseconds of the longest gap in a stream while another's long prompt is read.
+
+    The stream is drawn at random: greedy, a model of random weights may repeat a token that has no text.
+    """
+    drawn = ask(port, [texts.user(20)], max_tokens=NEIGHBOUR_TOKENS, temperature=1, seed=1)
+    stream = asyncio.create_task(drawn)
     await asyncio.sleep(0.3)
     long = await ask(port, [texts.user(LONG_WORDS)], max_tokens=1)
     answer = await stream
