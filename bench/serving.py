@@ -152,7 +152,7 @@ async def _connection(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, as
 
 
 def _note(chunk: dict[str, Any], answer: Answer) -> None:
-    if any(choice["delta"].get("content") for choice in chunk["choices"]):
+    if any(choice["delta"].get("content") or choice.get("logprobs") for choice in chunk["choices"]):
         answer.chunks.append(time.perf_counter())
     if usage := chunk.get("usage"):
         answer.num_tokens = usage["completion_tokens"]
@@ -195,9 +195,9 @@ async def first_token(port: int, texts: Texts) -> dict[str, float]:
 async def neighbours_gap(port: int, texts: Texts) -> float:
     """Milliseconds of the longest gap in a stream while another's long prompt is read.
 
-    The stream is drawn at random: greedy, a model of random weights may repeat a token that has no text.
+    With log-probabilities each token comes at once, even one that has no text of its own.
     """
-    drawn = ask(port, [texts.user(20)], max_tokens=NEIGHBOUR_TOKENS, temperature=1, seed=1)
+    drawn = ask(port, [texts.user(20)], max_tokens=NEIGHBOUR_TOKENS, logprobs=True)
     stream = asyncio.create_task(drawn)
     await asyncio.sleep(0.3)
     long = await ask(port, [texts.user(LONG_WORDS)], max_tokens=1)

@@ -34,7 +34,7 @@ class EngineConfig:
     max_model_len: int | None = None  # tokens of prompt and answer together
     max_num_seqs: int = 64  # that run at the same time
     max_num_batched_tokens: int = 512  # of one step; prompts beyond it wait for the next
-    max_step_ms: float = 300.0  # aimed at by steps that read a prompt while others generate
+    max_step_ms: float = 250.0  # aimed at by steps that read a prompt while others generate
     cache_memory: int = 2 * 2**30  # bytes
     tenant_cache_memory: int | None = None  # bytes that one tenant may keep for reuse only
     kv_cache_dtype: KVCacheDtype = "bf16"
