@@ -122,7 +122,7 @@ class ExpertParts : public Instruction {
   void run(const Step& step, int64_t item) const override {
     const Places places = places_of(step, places_);
     const int64_t items = num_items(step), size = num_parts(places, step);
-    int64_t first = item_start(item, items, size), last = item_start(item + 1, items, size);
+    auto [first, last] = item_range(item, items, size);
     for (int64_t g = 0; g < places.num_groups() && last > 0; ++g) {
       const int64_t rows = places.group(g).num_rows, group_size = rows * parts_per_expert_;
       const int64_t first_part = std::clamp<int64_t>(first, 0, group_size) / rows;

@@ -61,8 +61,7 @@ class GatedLinear : public Instruction {
   int64_t num_runs() const { return ceil_div(weights_[0]->rows(), kGroup); }
   int64_t row_blocks(const Step& step) const { return ceil_div(step.num_rows(input_), kLinearRows); }
   std::pair<int64_t, int64_t> runs_of(const Step& step, int64_t item) const {
-    const int64_t block = item / row_blocks(step), blocks = run_blocks(step);
-    return {item_start(block, blocks, num_runs()), item_start(block + 1, blocks, num_runs())};
+    return item_range(item / row_blocks(step), run_blocks(step), num_runs());
   }
   int64_t run_blocks(const Step& step) const { return weight_blocks(step.num_threads(), row_blocks(step), num_runs()); }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "program.h"
 
@@ -16,10 +17,11 @@ constexpr int64_t kWeightClaimsPerThread = 3;      // the same of few rows: each
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Where item `i` of `count` starts in work of `size` pieces. Items shrink toward the end, so that threads end together:
-// the first takes some 2 / count of it all, the last 1 / count^2.
-inline int64_t item_start(int64_t i, int64_t count, int64_t size) {
-  return size * i * (2 * count - i) / (count * count);
+// Where item `i` of `count` starts and ends in work of `size` pieces. Items shrink toward the end, so that threads end
+// together: the first takes some 2 / count of it all, the last 1 / count^2.
+inline std::pair<int64_t, int64_t> item_range(int64_t i, int64_t count, int64_t size) {
+  const auto start = [&](int64_t item) { return size * item * (2 * count - item) / (count * count); };
+  return {start(i), start(i + 1)};
 }
 
 // Into how many blocks `size` pieces of weights are divided that are multiplied with so many blocks of rows.

@@ -223,8 +223,7 @@ class Linear : public Instruction {
   }
 
   std::pair<int64_t, int64_t> tiles_of(const Step& step, int64_t item) const {
-    const int64_t block = item / row_blocks(step), blocks = tile_blocks(step);
-    return {item_start(block, blocks, num_tiles_), item_start(block + 1, blocks, num_tiles_)};
+    return item_range(item / row_blocks(step), tile_blocks(step), num_tiles_);
   }
 
   void multiply(const Step& step, size_t w, int64_t first, int64_t last, int64_t first_row, int64_t last_row) const {
