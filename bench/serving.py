@@ -197,8 +197,7 @@ async def neighbours_gap(port: int, texts: Texts) -> float:
 
     With log-probabilities each token comes at once, even one that has no text of its own.
     """
-    drawn = ask(port, [texts.user(20)], max_tokens=NEIGHBOUR_TOKENS, logprobs=True)
-    stream = asyncio.create_task(drawn)
+    stream = asyncio.create_task(ask(port, [texts.user(20)], max_tokens=NEIGHBOUR_TOKENS, logprobs=True))
     await asyncio.sleep(0.3)
     long = await ask(port, [texts.user(LONG_WORDS)], max_tokens=1)
     answer = await stream

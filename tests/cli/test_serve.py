@@ -11,6 +11,7 @@ import urllib.request
 
 import pytest
 
+from jinn.cli.main import main
 from jinn.engine.client import EngineError
 from jinn.engine.config import EngineConfig
 from jinn.server.config import ServerConfig
@@ -49,6 +50,31 @@ def test_flags(run, served, tiny_path):
 def test_more_models(run, served, tiny_path):
     assert run("serve", tiny_path, "--model", f"a={tiny_path}", "--model", f"b={tiny_path}").exit_code == 0
     assert served[0][2] == {"a": tiny_path, "b": tiny_path}
+
+
+@pytest.fixture
+def serve_with(monkeypatch, served, tiny_path):
+    """Calls `main` with this way to start an engine; gives the engine that the server got."""
+
+    def serve_with(spawn):
+        monkeypatch.setattr("sys.argv", ["jinn", "serve", tiny_path])
+        monkeypatch.setattr("jinn.engine.spawn.spawn", spawn)
+        with pytest.raises(SystemExit):
+            main()
+        return served[0][3]
+
+    return serve_with
+
+
+def test_the_server_gets_the_engine_that_main_has_started(serve_with):
+    assert serve_with(lambda: "spawned") == "spawned"
+
+
+def test_an_engine_that_does_not_start_is_left_to_the_server(serve_with):
+    def spawn():
+        raise OSError("no more processes")
+
+    assert serve_with(spawn) is None
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -86,5 +87,8 @@ def main() -> None:
     if named == ["serve"] and "--help" not in sys.argv:
         from jinn.engine.spawn import spawn
 
-        spawned = spawn()  # imports what it needs while the flags are read; unused, it ends with this process
+        with suppress(OSError):  # which the server tells, when it tries again
+            spawned = (
+                spawn()
+            )  # imports what it needs while the flags are read; unused, it ends with this process
     make_app(named or COMMANDS)(obj=spawned)  # all of them take a twentieth of a second to make
