@@ -11,13 +11,13 @@ from collections.abc import Callable
 from functools import partial
 from statistics import median
 from time import perf_counter, thread_time
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from jinn import _native
 from jinn.engine.batch import pack, with_states
-from jinn.engine.config import EngineConfig, ModelInfo
+from jinn.engine.config import Activations, EngineConfig, ModelInfo
 from jinn.engine.engine import Engine
 from jinn.engine.loading import load_runner
 from jinn.engine.messages import SamplingParams, Submit
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1, help="of each sequence, that a step computes")
     parser.add_argument("--depth", type=int, default=64, help="tokens before them")
     parser.add_argument("--threads", type=int, default=_native.default_num_threads())
-    parser.add_argument("--activations", default="int12", choices=("int12", "int8", "bf16", "f32"))
+    parser.add_argument("--activations", default="auto", choices=get_args(Activations))
     parser.add_argument("--repeat", type=int, default=25, help="profiled steps, each after the one before")
     arguments = parser.parse_args()
     max_model_len = arguments.depth + arguments.tokens * arguments.repeat

@@ -311,7 +311,7 @@ def random_schedule(seed: int, sizes: Sizes) -> Schedule:
         kernels=Kernels(
             isa=rng.choice(_native.isa_names()),
             kv_cache_dtype=rng.choice(("bf16", "int8", "f32")),
-            activations=rng.choice(("int12", "int12", "int8", "bf16", "f32")),
+            activations=rng.choice(("int12", "mixed", "int8", "bf16", "f32")),
             num_threads=rng.choice((1, 2)),
         ),
         arrivals=tuple(arrivals),

@@ -120,7 +120,7 @@ def test_all_tiny_schedules(tiny_models):
     for names, field in (
         (_native.isa_names(), "isa"),
         (("bf16", "int8", "f32"), "kv_cache_dtype"),
-        (("int12", "int8", "bf16", "f32"), "activations"),
+        (("int12", "mixed", "int8", "bf16", "f32"), "activations"),
         ((1, 2), "num_threads"),
     ):
         assert {getattr(kernels, field) for kernels in report.kernels} == set(names)

@@ -115,7 +115,7 @@ class LLM:
         max_num_batched_tokens: int | None = None,
         cache_memory: int | None = None,
         kv_cache_dtype: KVCacheDtype = "bf16",
-        activations: Activations = "int12",
+        activations: Activations = "auto",
         speculative: Speculative = "off",
         num_speculative_tokens: int | None = None,
         draft_model: str | Path | None = None,

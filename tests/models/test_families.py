@@ -117,7 +117,7 @@ def test_steps_and_parts_give_the_bits_of_the_whole(saved, variant, cache_dtype)
 @pytest.mark.parametrize(
     "family", ["llama", "qwen2", "qwen3", "qwen3_moe", "qwen3_next", "qwen3_5_moe", "deepseek_v3"]
 )
-@pytest.mark.parametrize("activations", ["int12", "bf16"])
+@pytest.mark.parametrize("activations", ["int12", "mixed", "bf16"])
 def test_steps_and_parts_of_integer_weights(saved, family, activations):
     path = saved(f"{family} for llama.cpp", "Q8_0")
     runner = load(load_runner, path, activations=activations, num_threads=2)

@@ -100,7 +100,7 @@ def test_a_fault_of_any_parameter_is_found(saved):
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
-@pytest.mark.parametrize("activations", ["int12", "bf16", "f32"])
+@pytest.mark.parametrize("activations", ["int12", "mixed", "bf16", "f32"])
 def test_packed_sequences_have_the_bits_of_lone_ones(saved, num_threads, activations):
     path = saved("qwen3_moe for llama.cpp")
     runner = load(load_runner, path, activations=activations, num_threads=num_threads)

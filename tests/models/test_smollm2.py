@@ -60,7 +60,12 @@ def mean_kl(reference_logprobs, runner, chunks):
 
 @pytest.mark.parametrize(
     ("activations", "kv_cache_dtype", "limit"),
-    [("int8", "bf16", 1.1 * LLAMA_CPP_KL), ("f32", "f32", 1e-6)],
+    [
+        ("int8", "bf16", 1.1 * LLAMA_CPP_KL),
+        ("mixed", "bf16", 0.2 * LLAMA_CPP_KL),
+        ("int12", "bf16", 0.03 * LLAMA_CPP_KL),
+        ("f32", "f32", 1e-6),
+    ],
 )
 def test_kl_to_float32(smollm2_path, chunks, reference_logprobs, activations, kv_cache_dtype, limit):
     runner = load(load_runner, smollm2_path, activations=activations, kv_cache_dtype=kv_cache_dtype)

@@ -15,7 +15,7 @@ from jinn.ops.reference import ReferenceOps
 from .compare import assert_close, assert_same_bits
 from .programs import FORMATS, ISAS, POOLS, OpProgram, pack, pack_experts, parameter, run_op, whole_blocks
 
-ACTIVATIONS = ("int12", "int8", "bf16", "f32")
+ACTIVATIONS = ("int12", "mixed", "int8", "bf16", "f32")
 BY_ISA = pytest.mark.parametrize("isa", ISAS)
 BY_FORMAT = pytest.mark.parametrize("format_name", FORMATS)
 BY_ACTIVATIONS = pytest.mark.parametrize("activations", ACTIVATIONS)

@@ -44,7 +44,7 @@ def program(nodes, is_fused, **settings):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("activations", ["int8", "int12"])
+@pytest.mark.parametrize("activations", ["int8", "mixed", "int12"])
 @pytest.mark.parametrize("format_name", ["Q4_0", "Q8_0", "Q4_K", "Q6_K"])
 def test_bits_are_those_of_single_steps(isa, activations, format_name):
     nodes = mlp(format_name, 320)

@@ -29,7 +29,7 @@ from .programs import (
 )
 
 BY_ISA = pytest.mark.parametrize("isa", ISAS)
-BY_ACTIVATIONS = pytest.mark.parametrize("activations", ["int12", "int8", "bf16", "f32"])
+BY_ACTIVATIONS = pytest.mark.parametrize("activations", ["int12", "mixed", "int8", "bf16", "f32"])
 
 
 def random(*shape, seed=0):

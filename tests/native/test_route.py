@@ -118,7 +118,7 @@ def test_the_reference_chooses_the_same(isa, name):
 
 
 @BY_ISA
-@pytest.mark.parametrize("activations", ["int12", "int8", "bf16"])
+@pytest.mark.parametrize("activations", ["int12", "mixed", "int8", "bf16"])
 def test_the_router_reads_its_input_as_it_is(isa, activations):
     """However the other linears hold their inputs."""
     node, x = router(32, "BF16"), random_rows(9)

@@ -42,7 +42,7 @@ from native.programs import (
 )
 from tiny import TinyLlama, tiny_llama_gguf
 
-ACTIVATIONS = pytest.mark.parametrize("activations", ["int12", "int8", "bf16", "f32"])
+ACTIVATIONS = pytest.mark.parametrize("activations", ["int12", "mixed", "int8", "bf16", "f32"])
 KERNELS = _native.choose_kernels("")
 TINY = TinyLlama(num_hidden_layers=3)
 
@@ -122,7 +122,7 @@ def test_fuse_merges_every_residual_add_and_keeps_the_bits(recorded, activations
     assert_same_bits(run(fused), run(recording))
 
 
-@pytest.mark.parametrize("activations", ["int12", "int8"])
+@pytest.mark.parametrize("activations", ["int12", "mixed", "int8"])
 def test_fuse_merges_every_gate_of_integer_weights(recorded, activations):
     fused = names(fuse(recorded(activations)))
     assert fused.count("gated_linear") == TINY.num_hidden_layers

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jinn.text.tokenizer import Tokenizer
 
 KVCacheDtype = Literal["bf16", "int8", "f32"]
-Activations = Literal["int12", "int8", "bf16", "f32"]
+Activations = Literal["auto", "int12", "mixed", "int8", "bf16", "f32"]
 Speculative = Literal["off", "ngram", "draft", "mtp"]
 
 # A run of text that came before is long; a module or a small model is seldom right for long.
@@ -38,7 +38,7 @@ class EngineConfig:
     cache_memory: int = 2 * 2**30  # bytes
     tenant_cache_memory: int | None = None  # bytes that one tenant may keep for reuse only
     kv_cache_dtype: KVCacheDtype = "bf16"
-    activations: Activations = "int12"  # inputs of integer weights
+    activations: Activations = "auto"  # inputs of integer weights; auto: int12 with AMX, or else mixed
     block_size: int = 32  # tokens per cache block
     state_memory: int | None = None  # bytes of cache_memory for recurrent states; None: half of it
     speculative: Speculative = "off"  # where guesses at the next tokens come from

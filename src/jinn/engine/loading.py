@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from jinn import __version__, _native, env
 from jinn.engine.adapters import adapter_parameters, digests, read_adapters
-from jinn.engine.config import EngineConfig, ModelInfo
+from jinn.engine.config import Activations, EngineConfig, ModelInfo
 from jinn.engine.memory import available_memory, disk_speed, footprint
 from jinn.engine.runner import NativeRunner, Programs
 from jinn.models.generation import generation_defaults
@@ -52,6 +52,7 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[NativeRunner,
         model = _model(checkpoint, config)
         pool = _native.ThreadPool(config.num_threads or _native.default_num_threads())
         kernels = _native.choose_kernels(env.isa() or "")
+        config = replace(config, activations=held_activations(config, kernels))
         sources = parameter_sources(model, checkpoint)
         adapters = read_adapters(model, config.lora_adapters)
         packed_file, notes = _packed_file(sources, adapters.values(), checkpoint, config)
@@ -66,6 +67,13 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[NativeRunner,
     programs = _programs(model, tree(parameters), config, pool, kernels)
     cache, states = _caches(model, config)
     return NativeRunner(programs, cache, states, model.vocab_size), info
+
+
+def held_activations(config: EngineConfig, kernels: _native.Kernels) -> Activations:
+    """What "auto" stands for: AMX multiplies 12 bits as fast as 8, other kernels take twice as long."""
+    if config.activations != "auto":
+        return config.activations
+    return "int12" if kernels.name == "amx" else "mixed"
 
 
 def _packed_file(

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from jinn import _native, env
 from jinn.engine.adapters import adapter_parameters, digests, read_adapters
 from jinn.engine.config import EngineConfig, ModelInfo
-from jinn.engine.loading import Progress, model_info
+from jinn.engine.loading import Progress, held_activations, model_info
 from jinn.engine.runner import Runner
 from jinn.engine.sampler import SampledToken, SampleRow, sample
 from jinn.models.model import Model
@@ -105,7 +106,8 @@ def load_reference_runner(config: EngineConfig, progress: Progress) -> tuple[Run
         parameters.update(adapter_parameters(model, list(adapters.values()), torch.from_numpy))
         info = replace(model_info(model, checkpoint, "reference"), adapters=digests(adapters))
     cache = PagedCache(model.kv_specs(), config.kv_cache_dtype, _num_blocks(model, config), config.block_size)
-    return ReferenceRunner(model, parameters, ReferenceOps(config.activations), cache), info
+    activations = held_activations(config, _native.choose_kernels(env.isa() or ""))
+    return ReferenceRunner(model, parameters, ReferenceOps(activations), cache), info
 
 
 def load_tensors(model: Model, checkpoint: Checkpoint, progress: Progress) -> dict[str, torch.Tensor]:

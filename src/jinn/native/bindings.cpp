@@ -147,6 +147,7 @@ FloatStack dequantize_experts(const PackedExperts& packed) {
 
 ActivationType activation_by_name(const std::string& name) {
   if (name == "int8") return ActivationType::Int8;
+  if (name == "mixed") return ActivationType::Mixed;
   if (name == "int12") return ActivationType::Int12;
   if (name == "bf16") return ActivationType::BF16;
   if (name == "f32") return ActivationType::F32;

@@ -24,15 +24,18 @@ struct Matrix {
 constexpr int kActivationRows = 16;
 
 // How a linear's input is held while weights read it.
-enum class ActivationType { F32, BF16, Int8, Int12 };
-constexpr bool is_integer(ActivationType type) { return type == ActivationType::Int8 || type == ActivationType::Int12; }
+enum class ActivationType { F32, BF16, Int8, Mixed, Int12 };
+constexpr bool is_wide(ActivationType type) { return type == ActivationType::Mixed || type == ActivationType::Int12; }
+constexpr bool is_integer(ActivationType type) { return type == ActivationType::Int8 || is_wide(type); }
 
 // Rows of activations, `stride` bytes each. F32: as they are, or rounded to bf16. BF16: pairs, padded to even.
 //
 // Integers share a scale in groups of 32 columns: x = scale * code, |code| <= 127 (Int8) or 2032 (Int12). Int12 codes
-// are kept as two int8, code = kHigh * high + low. Rows come in blocks of 16, so that what a kernel needs of 16 rows
-// lies side by side: per group [16][32 codes of Int8, or 32 high and 32 low], then per group [16] scales (f32), [16]
-// sums of the codes (i32), [16] scaled sums (f32) and [16] sums of the first half's codes (i32).
+// are kept as two int8, code = kHigh * high + low. Mixed is Int12 where one number outweighs the rest of its group, and
+// elsewhere has no low halves. Rows come in blocks of 16, so that what a kernel needs of 16 rows lies side by side: per
+// group [16][32 codes of Int8, or 32 high and 32 low], then per group [16] scales (f32), [16] sums of the codes (i32),
+// [16] scaled sums (f32) and [16] sums of the first half's codes (i32), then per group [16] bytes: 1 where there are
+// low halves.
 struct Activations {
   uint8_t* data = nullptr;
   int64_t stride = 0;
@@ -41,7 +44,7 @@ struct Activations {
   int64_t first_col = 0;  // that kernels see; a whole group of integers, a whole pair of BF16
 
   uint8_t* row(int64_t r) const { return data + r * stride + first_col * (type == ActivationType::BF16 ? 2 : 4); }
-  int64_t group_bytes() const { return type == ActivationType::Int12 ? 2 * kGroup : kGroup; }  // of codes
+  int64_t group_bytes() const { return is_wide(type) ? 2 * kGroup : kGroup; }  // of codes
   // Of group 0; group g is kActivationRows * g groups or numbers further.
   uint8_t* codes(int64_t r) const {
     return block(r) + (first_col / kGroup * kActivationRows + r % kActivationRows) * group_bytes();
@@ -50,13 +53,22 @@ struct Activations {
   int32_t* sums(int64_t r) const { return plane<int32_t>(r, 1); }
   float* scaled_sums(int64_t r) const { return plane<float>(r, 2); }
   int32_t* half_sums(int64_t r) const { return plane<int32_t>(r, 3); }
+  uint8_t* has_low(int64_t r) const {
+    return reinterpret_cast<uint8_t*>(planes(r) + 4 * cols / kGroup * kActivationRows) + number(r, 0);
+  }
 
  private:
   uint8_t* block(int64_t r) const { return data + r / kActivationRows * kActivationRows * stride; }
   template <class Number>
   Number* plane(int64_t r, int64_t index) const {
-    const int64_t numbers = (index * cols + first_col) / kGroup * kActivationRows + r % kActivationRows;
-    return reinterpret_cast<Number*>(block(r) + cols / kGroup * kActivationRows * group_bytes()) + numbers;
+    return reinterpret_cast<Number*>(planes(r) + number(r, index));
+  }
+  // Of four bytes each, after the codes.
+  uint32_t* planes(int64_t r) const {
+    return reinterpret_cast<uint32_t*>(block(r) + cols / kGroup * kActivationRows * group_bytes());
+  }
+  int64_t number(int64_t r, int64_t plane) const {
+    return (plane * cols + first_col) / kGroup * kActivationRows + r % kActivationRows;
   }
 };
 

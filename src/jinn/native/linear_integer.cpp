@@ -16,110 +16,180 @@
 namespace jinn::JINN_ISA {
 namespace {
 
-JINN_INLINE uint32_t word_at(const uint8_t* codes, int64_t w) {
-  uint32_t word;
-  std::memcpy(&word, codes + 4 * w, 4);
-  return word;
-}
-
 #if defined(JINN_AVX512)
-constexpr int kMaxRows = 8, kMaxChains = 16;  // whose sums fit into the registers
+constexpr int kMaxRows = 4, kMaxTiles = 2;    // whose sums and outputs fit into the registers
+constexpr int kLoadedRows = kActivationRows;  // that weights in registers are loaded once for
 #elif defined(JINN_AVX2)
-constexpr int kMaxRows = 4, kMaxChains = 4;
+constexpr int kMaxRows = 4, kMaxTiles = 1, kLoadedRows = kMaxRows;
 #else
-constexpr int kMaxRows = 2, kMaxChains = 4;
+constexpr int kMaxRows = 2, kMaxTiles = 1, kLoadedRows = kMaxRows;
 #endif
-constexpr int kMaxTiles = 4;  // of one row at once
+constexpr int kTilesOfOneRow = 4;  // which memory gives faster as several streams
 
-// Adds the products of `Words` words, whose bytes have `Bits` bits, with each row's codes at `offset`. Word by word, so
-// that the rows' chains of sums run side by side; few rows, and all that have long chains, have two each.
-template <int Bits, int Words, int R>
-JINN_INLINE void add_products(const u32x16* words, const uint8_t* const* x, int64_t offset, i32x16* dots) {
-  constexpr int kChains = R <= 2 || (Words == kGroupWords && 2 * R <= kMaxChains) ? 2 : 1;
+// What one group of a tile is multiplied with and by.
+template <class Codes>
+struct GroupWeights {
+  u32x16 words[kGroupWords];
+  f32x16 scales[Codes::kScales], mins[Codes::kScales] = {};
+
+  __attribute__((always_inline)) void load(const Tile& tile, int64_t group) {
+    Codes::load_codes(tile, group, words);
+    Codes::load_scales(tile, group, scales, mins);
+  }
+};
+
+// Adds the products of `Words` words from `first` on, whose bytes have `Bits` bits, of each tile with the codes of R
+// rows, `Stride` bytes apart. Word by word, so that the chains of sums run side by side and tiles share a word of
+// codes; few sums have two chains each.
+template <int Bits, int Words, int Stride, int R, int Tiles, class Weights>
+JINN_INLINE void add_products(const Weights* weights, int first, const uint8_t* codes, i32x16 (*dots)[R]) {
+  constexpr int kChains = R * Tiles <= 2 ? 2 : 1;
   constexpr int kWords = Words < Products<Bits>::kMaxWords ? Words : Products<Bits>::kMaxWords;
   static_assert(Words % kWords == 0);
 #pragma GCC unroll 8
-  for (int first = 0; first < Words; first += kWords) {
-    Products<Bits> products[R][kChains];
+  for (int start = 0; start < Words; start += kWords) {
+    Products<Bits> products[Tiles][R][kChains];
     if constexpr (kChains == 1) {
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) products[r][0].start = dots[r];
+#pragma GCC unroll 4
+      for (int t = 0; t < Tiles; ++t) {
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) products[t][r][0].start = dots[t][r];
+      }
     }
 #pragma GCC unroll 8
-    for (int w = first; w < first + kWords; ++w) {
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) products[r][w % kChains].add(words[w], word_at(x[r] + offset, w));
+    for (int w = start; w < start + kWords; ++w) {
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const FourBytes four = spread_bytes(codes + r * Stride + 4 * w);
+#pragma GCC unroll 4
+        for (int t = 0; t < Tiles; ++t) products[t][r][w % kChains].add(weights[t].words[first + w], four);
+      }
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      if constexpr (kChains == 1) {
-        dots[r] = products[r][0].total();
-      } else {
-        dots[r] += products[r][0].total() + products[r][1].total();
+#pragma GCC unroll 4
+    for (int t = 0; t < Tiles; ++t) {
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        if constexpr (kChains == 1) {
+          dots[t][r] = products[t][r][0].total();
+        } else {
+          dots[t][r] += products[t][r][0].total() + products[t][r][1].total();
+        }
       }
     }
   }
 }
 
-// `Tiles` tiles for R rows, which lie in one block of activations.
+// `Tiles` tiles for R rows at once, of one block of activations.
 template <class Codes, bool IsWide, int R, int Tiles>
-void tile_rows(const LinearPiece& piece, int64_t first_tile, int64_t first_row) {
-  constexpr int kGroupBytes = kActivationRows * (IsWide ? 2 * kGroup : kGroup);  // of a block
-  constexpr int kCols = kGroup / Codes::kScales;
-  const Prefetcher<Codes, Tiles> prefetcher(*piece.weight);
-  const RowScales<Codes> row_scales(piece.input, first_row);
-  const uint8_t* x[R];
-  for (int r = 0; r < R; ++r) x[r] = piece.input.codes(first_row + r);
-  f32x16 y[Tiles][R] = {};
-  for (int64_t g = 0, end = piece.weight->cols() / kGroup; g < end; ++g) {
-#pragma GCC unroll 4
-    for (int t = 0; t < Tiles; ++t) {
-      const Tile tile(*piece.weight, first_tile + t);
-      u32x16 words[kGroupWords];
-      f32x16 scales[Codes::kScales], mins[Codes::kScales] = {};
-      prefetcher.fetch(tile, g);
-      Codes::load_codes(tile, g, words);
-      Codes::load_scales(tile, g, scales, mins);
+class RowsKernel {
+ public:
+  RowsKernel(const LinearPiece& piece, int64_t first_row)
+      : row_scales_(piece.input, first_row), codes_(piece.input.codes(first_row)) {}
+
+  // y [R][Tiles] += the products of one group with the rows from `first` on.
+  __attribute__((always_inline)) void add(const GroupWeights<Codes>* weights, int64_t group, int first,
+                                          f32x16* y) const {
+    const uint8_t* codes = codes_ + (group * kActivationRows + first) * kRowBytes;
+    const bool any_low = IsWide && row_scales_.template any_low<R>(group, first);
 #pragma GCC unroll 2
-      for (int part = 0; part < Codes::kScales; ++part) {
-        const u32x16* part_words = words + part * kCols / 4;
-        const int64_t offset = g * kGroupBytes + part * kCols;
-        i32x16 dots[R] = {};
-        add_products<Codes::kByteBits, kCols / 4, R>(part_words, x, offset, dots);
-        if constexpr (IsWide) {
-#pragma GCC unroll 16
-          for (int r = 0; r < R; ++r) dots[r] *= kHigh;
-          add_products<Codes::kByteBits, kCols / 4, R>(part_words, x, offset + kGroup, dots);
+    for (int part = 0; part < Codes::kScales; ++part, codes += kCols) {
+      constexpr int kWords = kCols / 4;
+      i32x16 dots[Tiles][R] = {};
+      add_products<Codes::kByteBits, kWords, kRowBytes, R, Tiles>(weights, part * kWords, codes, dots);
+      if constexpr (IsWide) {
+#pragma GCC unroll 4
+        for (int t = 0; t < Tiles; ++t) {
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r) dots[t][r] *= kHigh;
         }
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-          const i32x16 dot = dots[r] - Codes::kOffset * row_scales.sum(g, part, r);
-          y[t][r] = row_scales.add(dot, scales[part], mins[part], g, part, r, y[t][r]);
+        if (any_low) {
+          add_products<Codes::kByteBits, kWords, kRowBytes, R, Tiles>(weights, part * kWords, codes + kGroup, dots);
         }
       }
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const int32_t offset_sum = Codes::kOffset * row_scales_.sum(group, part, first + r);
+#pragma GCC unroll 4
+        for (int t = 0; t < Tiles; ++t) {
+          const GroupWeights<Codes>& w = weights[t];
+          f32x16& to = y[r * Tiles + t];
+          to = row_scales_.add(dots[t][r] - offset_sum, w.scales[part], w.mins[part], group, part, first + r, to);
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int kRowBytes = IsWide ? 2 * kGroup : kGroup;  // of a group
+  static constexpr int kCols = kGroup / Codes::kScales;
+
+  RowScales<Codes> row_scales_;
+  const uint8_t* codes_;
+};
+
+// `Tiles` tiles, `Shared` of them at once, for `Rows` rows of one block of activations, R of them at once.
+template <class Codes, bool IsWide, int Rows, int R, int Tiles, int Shared>
+void tile_rows(const LinearPiece& piece, int64_t first_tile, int64_t first_row) {
+  const Prefetcher<Codes, Tiles> prefetcher(*piece.weight);
+  const RowsKernel<Codes, IsWide, R, Shared> kernel(piece, first_row);
+  f32x16 y[Tiles / Shared][Rows][Shared] = {};
+  for (int64_t g = 0, end = piece.weight->cols() / kGroup; g < end; ++g) {
+#pragma GCC unroll 4
+    for (int t = 0; t < Tiles; t += Shared) {
+      GroupWeights<Codes> weights[Shared];
+#pragma GCC unroll 4
+      for (int s = 0; s < Shared; ++s) {
+        const Tile tile(*piece.weight, first_tile + t + s);
+        prefetcher.fetch(tile, g);
+        weights[s].load(tile, g);
+      }
+#pragma GCC unroll 1
+      for (int row = 0; row < Rows; row += R) kernel.add(weights, g, row, y[t / Shared][row]);
     }
   }
 #pragma GCC unroll 4
   for (int t = 0; t < Tiles; ++t) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) store_tile(piece, first_tile + t, first_row + r, y[t][r]);
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; ++r) store_tile(piece, first_tile + t, first_row + r, y[t / Shared][r][t % Shared]);
   }
 }
 
-// All tiles of a piece for one row, `Tiles` at a time: several streams from memory are faster than one.
+// All tiles from `tile` on for one row, `Tiles` at a time.
 template <class Codes, bool IsWide, int Tiles>
 void one_row(const LinearPiece& piece, int64_t tile, int64_t row) {
-  for (; tile + Tiles <= piece.last_tile; tile += Tiles) tile_rows<Codes, IsWide, 1, Tiles>(piece, tile, row);
+  for (; tile + Tiles <= piece.last_tile; tile += Tiles) tile_rows<Codes, IsWide, 1, 1, Tiles, 1>(piece, tile, row);
   if constexpr (Tiles > 1) one_row<Codes, IsWide, Tiles / 2>(piece, tile, row);
 }
 
-// As many rows as are left, at most R.
-template <class Codes, bool IsWide, int R>
+// `Tiles` tiles for R rows, or as many as are left.
+template <class Codes, bool IsWide, int R, int Tiles>
 void rest_of_rows(const LinearPiece& piece, int64_t tile, int64_t row) {
   if constexpr (R > 1) {
-    if (row + R > piece.last_row) return rest_of_rows<Codes, IsWide, R - 1>(piece, tile, row);
+    if (row + R > piece.last_row) return rest_of_rows<Codes, IsWide, R - 1, Tiles>(piece, tile, row);
   }
-  tile_rows<Codes, IsWide, R, 1>(piece, tile, row);
+  tile_rows<Codes, IsWide, R, R, Tiles, Tiles>(piece, tile, row);
+}
+
+// `Tiles` tiles for all rows from `row` on, `Rows` of them for each loading of weights, then fewer.
+template <class Codes, bool IsWide, int Rows, int Tiles>
+void all_rows(const LinearPiece& piece, int64_t tile, int64_t row) {
+  if constexpr (Rows > kMaxRows) {
+    for (; row + Rows <= piece.last_row; row += Rows) {
+      tile_rows<Codes, IsWide, Rows, kMaxRows, Tiles, Tiles>(piece, tile, row);
+    }
+    all_rows<Codes, IsWide, Rows / 2, Tiles>(piece, tile, row);
+  } else {
+    for (; row < piece.last_row; row += Rows) rest_of_rows<Codes, IsWide, Rows, Tiles>(piece, tile, row);
+  }
+}
+
+// All tiles from `tile` on for all rows from `first_row` on, `Tiles` at a time.
+template <class Codes, bool IsWide, int Tiles>
+void many_rows(const LinearPiece& piece, int64_t tile, int64_t first_row) {
+  for (; tile + Tiles <= piece.last_tile; tile += Tiles) {
+    all_rows<Codes, IsWide, kLoadedRows, Tiles>(piece, tile, first_row);
+  }
+  if constexpr (Tiles > 1) many_rows<Codes, IsWide, Tiles / 2>(piece, tile, first_row);
 }
 
 template <class Codes, bool IsWide>
@@ -128,11 +198,10 @@ void piece_of(const LinearPiece& piece) {
 #if defined(JINN_AMX)
   first_row = amx_rows<Codes, IsWide>(piece);
 #endif
-  if (piece.last_row - first_row == 1) return one_row<Codes, IsWide, kMaxTiles>(piece, piece.first_tile, first_row);
-  for (int64_t tile = piece.first_tile; tile < piece.last_tile; ++tile) {
-    for (int64_t row = first_row; row < piece.last_row; row += kMaxRows) {
-      rest_of_rows<Codes, IsWide, kMaxRows>(piece, tile, row);
-    }
+  if (piece.last_row - first_row == 1) {
+    one_row<Codes, IsWide, kTilesOfOneRow>(piece, piece.first_tile, first_row);
+  } else {
+    many_rows<Codes, IsWide, kMaxTiles>(piece, piece.first_tile, first_row);
   }
 }
 
@@ -141,7 +210,7 @@ void piece_of(const LinearPiece& piece) {
 void linear_integer(const LinearPiece& piece) {
   with_block_codes(piece.weight->format(), [&](auto codes) {
     using Codes = decltype(codes);
-    if (piece.input.type == ActivationType::Int12) {
+    if (is_wide(piece.input.type)) {
       piece_of<Codes, true>(piece);
     } else {
       piece_of<Codes, false>(piece);

@@ -95,7 +95,9 @@ int64_t peak(Peak kind, int64_t rounds, uint32_t* sink) {
 #endif
     u32x16 w = set1_bits(0x03030303u);
     keep(w);
-    *sink ^= run<i32x16>(rounds, [w](i32x16 sum) { return dot_u8s8(sum, w, 0x05050505u); });
+    static constexpr uint8_t kFour[4] = {5, 5, 5, 5};
+    const FourBytes a = spread_bytes(kFour);
+    *sink ^= run<i32x16>(rounds, [w, a](i32x16 sum) { return dot_u8s8(sum, w, a); });
     return rounds * per_round * 4;
   }
 #if defined(JINN_AMX)

@@ -14,13 +14,22 @@ class RowScales {
       : scales_(x.scales(first_row)),
         sums_(x.sums(first_row)),
         scaled_sums_(x.scaled_sums(first_row)),
-        half_sums_(x.half_sums(first_row)) {}
+        half_sums_(x.half_sums(first_row)),
+        has_low_(is_wide(x.type) ? x.has_low(first_row) : nullptr) {}
 
   // The sum of a row's codes.
   int32_t sum(int64_t group, int part, int row) const {
     const int64_t at = group * kActivationRows + row;
     if constexpr (Codes::kScales == 1) return sums_[at];
     return part == 0 ? half_sums_[at] : sums_[at] - half_sums_[at];
+  }
+
+  // Whether any of R rows has low halves in a group.
+  template <int R>
+  bool any_low(int64_t group, int first) const {
+    int any = 0;
+    for (int r = first; r < first + R; ++r) any |= has_low_[group * kActivationRows + r];
+    return any != 0;
   }
 
   // y, and what the dot product of codes less their offset adds to it.
@@ -42,6 +51,7 @@ class RowScales {
   const int32_t* sums_;
   const float* scaled_sums_;
   const int32_t* half_sums_;
+  const uint8_t* has_low_;
 };
 
 }  // namespace jinn::JINN_ISA

@@ -330,13 +330,24 @@ JINN_INLINE i32x16::Part dot_part(u32x16::Part w, uint32_t a) {
 }
 #endif
 
-// Sums of four products per lane: unsigned bytes of `w` with the four signed bytes of `a`.
-JINN_INLINE i32x16 dot_u8s8(i32x16 sum, u32x16 w, uint32_t a) {
+// The same four bytes in every lane. They are spread by the load: by way of a general register takes longer.
 #if defined(JINN_AVX512)
-  return (i32x16)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(static_cast<int>(a)));
+typedef __m512i FourBytes;
+JINN_INLINE FourBytes spread_bytes(const uint8_t* four) { return _mm512_broadcastd_epi32(_mm_loadu_si32(four)); }
 #elif defined(JINN_AVX2)
-  const __m256i bytes = _mm256_set1_epi32(static_cast<int>(a));
-  return i32x16::each([&](int p) { return (i32x16::Part)dot_part((__m256i)sum.parts[p], (__m256i)w.parts[p], bytes); });
+typedef __m256i FourBytes;
+JINN_INLINE FourBytes spread_bytes(const uint8_t* four) { return _mm256_broadcastd_epi32(_mm_loadu_si32(four)); }
+#else
+typedef uint32_t FourBytes;
+JINN_INLINE FourBytes spread_bytes(const uint8_t* four) { return load_as<uint32_t>(four); }
+#endif
+
+// Sums of four products per lane: unsigned bytes of `w` with the four signed bytes of `a`.
+JINN_INLINE i32x16 dot_u8s8(i32x16 sum, u32x16 w, FourBytes a) {
+#if defined(JINN_AVX512)
+  return (i32x16)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, a);
+#elif defined(JINN_AVX2)
+  return i32x16::each([&](int p) { return (i32x16::Part)dot_part((__m256i)sum.parts[p], (__m256i)w.parts[p], a); });
 #else
   return i32x16::each([&](int p) { return sum.parts[p] + dot_part(w.parts[p], a); });
 #endif
@@ -348,7 +359,7 @@ struct Products {
   static constexpr int kMaxWords = 1 << 20;
   i32x16 start = {};
 
-  void add(u32x16 w, uint32_t a) { start = dot_u8s8(start, w, a); }
+  void add(u32x16 w, FourBytes a) { start = dot_u8s8(start, w, a); }
   i32x16 total() const { return start; }
 };
 #if defined(JINN_AVX2) && !defined(JINN_AVX_VNNI)
@@ -360,10 +371,9 @@ struct Products<Bits> {
   i32x16 start = {};
   __m256i sums[i32x16::kParts] = {};
 
-  void add(u32x16 w, uint32_t a) {
-    const __m256i bytes = _mm256_set1_epi32(static_cast<int>(a));
+  void add(u32x16 w, FourBytes a) {
     for (int p = 0; p < i32x16::kParts; ++p) {
-      sums[p] = _mm256_add_epi16(sums[p], _mm256_maddubs_epi16((__m256i)w.parts[p], bytes));
+      sums[p] = _mm256_add_epi16(sums[p], _mm256_maddubs_epi16((__m256i)w.parts[p], a));
     }
   }
   i32x16 total() const {

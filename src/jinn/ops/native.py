@@ -81,7 +81,7 @@ class Instruction:
 class NativeOps:
     """The op protocol on symbolic values.
 
-    `activations` is how inputs of integer weights are held: int12, int8, bf16 or f32.
+    `activations` is how inputs of integer weights are held: int12, mixed, int8, bf16 or f32.
     """
 
     def __init__(self, activations: str = "int12") -> None:
@@ -377,7 +377,7 @@ def _fuse_gates(recording: Recording) -> Recording:
     uses, readers = _uses(recording), {ins.inputs: ins for ins in recording.instructions}
     replaced: dict[Instruction, Instruction | None] = {}
     for linear in recording.instructions:
-        if linear.name != "linear" or linear.attributes["type"] not in ("int12", "int8"):
+        if linear.name != "linear" or linear.attributes["type"] not in ("int12", "mixed", "int8"):
             continue
         silu_mul = readers.get(linear.outputs)
         if silu_mul is None or silu_mul.name != "silu_mul" or uses[linear.outputs[0].buffer] > 2:

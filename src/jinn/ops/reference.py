@@ -1,8 +1,9 @@
 """The definition of each op: the shortest correct torch, forward and gradient, on any device.
 
 `activations` repeats what the native kernels do to a linear's input, so that both can be compared closely:
-"int8" and "int12" round it to 8 or 12 bits in groups of 32 where the weight is quantized, "bf16" to
-bfloat16, "f32" leaves it alone. `PagedCache` and `StateStore` are the plain twins of the native caches.
+"int8" and "int12" round it to 8 or 12 bits in groups of 32 where the weight is quantized, "mixed" to 12 bits
+in groups with an outlier and to 8 in others, "bf16" to bfloat16, "f32" leaves it alone. `PagedCache` and
+`StateStore` are the plain twins of the native caches.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from jinn.ops.protocol import Batch, Context, KVSpec, LowRank, Rope, RouteSpec, 
 
 GROUP = 32
 LEVELS = {"int8": 127.0, "int12": 2032.0}
+INTEGERS = (*LEVELS, "mixed")
 FLOAT_FORMATS = ("F32", "F16", "BF16")
 L2_NORM_EPS = 1e-6
 
@@ -89,9 +91,9 @@ class ReferenceOps:
 
     def held(self, x: Tensor, weight_format: str) -> Tensor:
         """x as a weight of this format reads it."""
-        if self.activations in LEVELS and weight_format not in FLOAT_FORMATS:
-            return integer_groups(x, LEVELS[self.activations])
-        if self.activations == "bf16" or (self.activations in LEVELS and weight_format == "BF16"):
+        if self.activations in INTEGERS and weight_format not in FLOAT_FORMATS:
+            return integer_groups(x, self.activations)
+        if self.activations == "bf16" or (self.activations in INTEGERS and weight_format == "BF16"):
             return x.bfloat16().float()
         return x
 
@@ -292,9 +294,18 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, context_len: int, scale: float) -> 
     return torch.einsum("htc,chd->thd", scores.masked_fill(is_hidden, float("-inf")).softmax(-1), v)
 
 
-def integer_groups(x: Tensor, levels: float) -> Tensor:
-    """x [tokens, features] rounded to integers up to `levels` in groups of 32 columns, and back."""
-    return _rounded(x.reshape(len(x), -1, GROUP), levels).flatten(-2)
+def integer_groups(x: Tensor, activations: str) -> Tensor:
+    """x [tokens, features] rounded to integers in groups of 32 columns, and back.
+
+    "mixed" takes 12 bits for groups in which one number's square is more than half of the sum of squares.
+    """
+    groups = x.reshape(len(x), -1, GROUP)
+    if activations != "mixed":
+        return _rounded(groups, LEVELS[activations]).flatten(-2)
+    squares = groups.square()
+    has_outlier = 2 * squares.amax(-1, keepdim=True) > squares.sum(-1, keepdim=True)
+    rounded = torch.where(has_outlier, _rounded(groups, LEVELS["int12"]), _rounded(groups, LEVELS["int8"]))
+    return rounded.flatten(-2)
 
 
 def _rounded(x: Tensor, levels: float) -> Tensor:
