@@ -118,21 +118,20 @@ void bf16_tile_rows(const LinearPiece& piece, int64_t tile, int64_t first_row, c
   f32x16 y[Rows] = {};
   for (int64_t w = 0; w < num_words; w += kStepWords) {
     const int count = static_cast<int>(num_words - w < kStepWords ? num_words - w : kStepWords);
-    if constexpr (Rows <= 2) prefetch<kStepWords>(words + 64 * w + kPrefetchBytes);
+    prefetch<kStepWords>(words + 64 * w + kPrefetchBytes);
     add_step<Rows, 1>(panel + 2 * w * Rows, words + 64 * w, 64, count, y);
   }
 #pragma GCC unroll 12
   for (int r = 0; r < Rows; ++r) store_tile(piece, tile, first_row + r, y[r]);
 }
 
-// Calls f(number of rows, first row) for panels of 12 rows and then smaller ones.
-template <class F>
+constexpr int kPanelRows = 12;  // whose sums fit into the registers
+
+// Calls f(number of rows, first row) for panels of kPanelRows rows and for as many as are left, at most Rows.
+template <int Rows, class F>
 void for_each_panel(int64_t row, int64_t last, F f) {
-  for (; row + 12 <= last; row += 12) f(std::integral_constant<int, 12>(), row);
-  for (; row + 8 <= last; row += 8) f(std::integral_constant<int, 8>(), row);
-  for (; row + 4 <= last; row += 4) f(std::integral_constant<int, 4>(), row);
-  for (; row + 2 <= last; row += 2) f(std::integral_constant<int, 2>(), row);
-  for (; row < last; ++row) f(std::integral_constant<int, 1>(), row);
+  for (; row + Rows <= last; row += Rows) f(std::integral_constant<int, Rows>(), row);
+  if constexpr (Rows > 1) for_each_panel<Rows - 1>(row, last, f);
 }
 
 // Few enough rows that their panels stay in the second level of cache while all tiles pass.
@@ -141,10 +140,11 @@ void bf16_rows(const LinearPiece& piece, int64_t first_row, int64_t last_row) {
   const int64_t row_floats = (piece.weight->cols() + 1) / 2 * 2;
   float* panels = scratch.of((last_row - first_row) * row_floats);
   const auto panel_at = [&](int64_t row) { return panels + (row - first_row) * row_floats; };
-  for_each_panel(first_row, last_row, [&](auto rows, int64_t row) { widen_rows<rows>(piece, row, panel_at(row)); });
+  for_each_panel<kPanelRows>(first_row, last_row,
+                             [&](auto rows, int64_t row) { widen_rows<rows>(piece, row, panel_at(row)); });
   for (int64_t tile = piece.first_tile; tile < piece.last_tile; ++tile) {
-    for_each_panel(first_row, last_row,
-                   [&](auto rows, int64_t row) { bf16_tile_rows<rows>(piece, tile, row, panel_at(row)); });
+    for_each_panel<kPanelRows>(first_row, last_row,
+                               [&](auto rows, int64_t row) { bf16_tile_rows<rows>(piece, tile, row, panel_at(row)); });
   }
 }
 
