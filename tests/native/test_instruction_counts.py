@@ -113,14 +113,14 @@ def num_outputs(isa, rows):
     return 32 if isa in ("amx", "avx512") else 16
 
 
-def count_linear(isa, format_name, rows, cols=256):
+def count_linear(isa, format_name, rows, cols=256, activations="int12"):
     outputs = num_outputs(isa, rows)
     node = parameter(pack(random_values(outputs, cols), format_name))
     program = OpProgram(
         lambda ops, x: ops.linear(x, [node], Context()),
         random_values(rows, cols),
         isa=isa,
-        activations="int12",
+        activations=activations,
         is_poisoned=False,
     )
     return count_stage("linear", program, one_sequence(range(rows))) / (outputs / 16 * cols / 32)
@@ -184,6 +184,13 @@ def _tracing():
 @pytest.mark.parametrize(("isa", "format_name", "rows", "entry"), entries(LINEAR))
 def test_linear(isa, format_name, rows, entry):
     check(count_linear(isa, format_name, rows), entry)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_groups_without_outliers_have_one_half(isa):
+    """Without AMX, which multiplies both halves at once from 5 rows on."""
+    wide, mixed = (count_linear(isa, "Q4_0", 2, activations=kind) for kind in ("int12", "mixed"))
+    assert mixed < 0.85 * wide
 
 
 @pytest.mark.parametrize(("isa", "format_name", "rows", "entry"), entries(EXPERTS))

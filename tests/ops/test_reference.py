@@ -31,9 +31,9 @@ def node(weight, bias=None):
     return SimpleNamespace(weight=weight, bias=bias)
 
 
-def check(ours, theirs, inputs):
+def check(ours, theirs, inputs, atol=1e-6):
     """Equal values, and equal gradients of a random weighting of them."""
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=atol)
     weighting = random_tensor(*ours.shape, seed=99).detach()
     our_gradients = torch.autograd.grad((ours * weighting).sum(), inputs)
     their_gradients = torch.autograd.grad((theirs * weighting).sum(), inputs)
@@ -227,7 +227,8 @@ def test_experts():
     hidden = functional.silu(torch.einsum("th,eih->tei", x, gate)) * torch.einsum("th,eih->tei", x, up)
     outputs = torch.einsum("tei,ehi->teh", hidden, down)
     factors = torch.zeros(20, 6).scatter(1, ids, weights)
-    check(ours, torch.einsum("te,teh->th", factors, outputs), [x, weights, gate, up, down])
+    # sums of numbers of about 30, in another order
+    check(ours, torch.einsum("te,teh->th", factors, outputs), [x, weights, gate, up, down], atol=1e-5)
 
 
 def test_heads_are_split_and_joined():

@@ -132,7 +132,7 @@ def runs() -> tuple[Run, ...]:
     from jinn.plan.here import Run
 
     prompts = tuple(Run(num_tokens) for num_tokens in (64, 256, 512))
-    steps = ((1, 0), (1, 512), (4, 128), (16, 128))
+    steps = ((1, 0), (1, 512), (4, 128), (6, 128), (12, 128), (16, 128))
     return *prompts, *(Run(24, num_seqs, depth) for num_seqs, depth in steps)
 
 

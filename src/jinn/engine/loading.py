@@ -52,7 +52,7 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[NativeRunner,
         model = _model(checkpoint, config)
         pool = _native.ThreadPool(config.num_threads or _native.default_num_threads())
         kernels = _native.choose_kernels(env.isa() or "")
-        config = replace(config, activations=held_activations(config, kernels))
+        config = replace(config, activations=resolved_activations(config, kernels))
         sources = parameter_sources(model, checkpoint)
         adapters = read_adapters(model, config.lora_adapters)
         packed_file, notes = _packed_file(sources, adapters.values(), checkpoint, config)
@@ -69,8 +69,8 @@ def load_runner(config: EngineConfig, progress: Progress) -> tuple[NativeRunner,
     return NativeRunner(programs, cache, states, model.vocab_size), info
 
 
-def held_activations(config: EngineConfig, kernels: _native.Kernels) -> Activations:
-    """What "auto" stands for: AMX multiplies 12 bits as fast as 8, other kernels take twice as long."""
+def resolved_activations(config: EngineConfig, kernels: _native.Kernels) -> Activations:
+    """What "auto" stands for: AMX multiplies 12 bits nearly as fast as 8, other kernels half as fast."""
     if config.activations != "auto":
         return config.activations
     return "int12" if kernels.name == "amx" else "mixed"

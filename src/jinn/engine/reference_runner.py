@@ -16,7 +16,7 @@ import torch
 from jinn import _native, env
 from jinn.engine.adapters import adapter_parameters, digests, read_adapters
 from jinn.engine.config import EngineConfig, ModelInfo
-from jinn.engine.loading import Progress, held_activations, model_info
+from jinn.engine.loading import Progress, model_info, resolved_activations
 from jinn.engine.runner import Runner
 from jinn.engine.sampler import SampledToken, SampleRow, sample
 from jinn.models.model import Model
@@ -97,6 +97,7 @@ def load_reference_runner(config: EngineConfig, progress: Progress) -> tuple[Run
     """
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+    activations = resolved_activations(config, _native.choose_kernels(env.isa() or ""))
     with open_checkpoint(config.model) as checkpoint:
         model = model_of(checkpoint)
         if config.speculative != "mtp":
@@ -104,9 +105,11 @@ def load_reference_runner(config: EngineConfig, progress: Progress) -> tuple[Run
         adapters = read_adapters(model, config.lora_adapters)
         parameters: dict[str, Any] = {**load_tensors(model, checkpoint, progress)}
         parameters.update(adapter_parameters(model, list(adapters.values()), torch.from_numpy))
-        info = replace(model_info(model, checkpoint, "reference"), adapters=digests(adapters))
+        info = replace(
+            model_info(model, checkpoint, f"reference-{activations}-{config.kv_cache_dtype}"),
+            adapters=digests(adapters),
+        )
     cache = PagedCache(model.kv_specs(), config.kv_cache_dtype, _num_blocks(model, config), config.block_size)
-    activations = held_activations(config, _native.choose_kernels(env.isa() or ""))
     return ReferenceRunner(model, parameters, ReferenceOps(activations), cache), info
 
 

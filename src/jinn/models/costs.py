@@ -20,7 +20,7 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 class Costs:
     """Of a model's file with integer activations. An operation is an addition or a multiplication.
 
-    Int12 activations take each multiplication twice; it counts once, as the work that there is to do.
+    Activations of 12 bits may take a multiplication twice; it counts once, as the work that there is to do.
 
     Arithmetic is "int8", "bf16" or "f32": what a weight's format is multiplied in; attention takes f32.
     """

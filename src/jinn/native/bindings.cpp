@@ -151,7 +151,7 @@ ActivationType activation_by_name(const std::string& name) {
   if (name == "int12") return ActivationType::Int12;
   if (name == "bf16") return ActivationType::BF16;
   if (name == "f32") return ActivationType::F32;
-  throw std::invalid_argument("activation type " + name + " is not one of int12, int8, bf16, f32");
+  throw std::invalid_argument("activation type " + name + " is not one of int12, mixed, int8, bf16, f32");
 }
 
 // ops/protocol.py's StateSpec, field by field.

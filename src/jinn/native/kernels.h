@@ -32,10 +32,10 @@ constexpr bool is_integer(ActivationType type) { return type == ActivationType::
 //
 // Integers share a scale in groups of 32 columns: x = scale * code, |code| <= 127 (Int8) or 2032 (Int12). Int12 codes
 // are kept as two int8, code = kHigh * high + low. Mixed is Int12 where one number outweighs the rest of its group, and
-// elsewhere has no low halves. Rows come in blocks of 16, so that what a kernel needs of 16 rows lies side by side: per
-// group [16][32 codes of Int8, or 32 high and 32 low], then per group [16] scales (f32), [16] sums of the codes (i32),
-// [16] scaled sums (f32) and [16] sums of the first half's codes (i32), then per group [16] bytes: 1 where there are
-// low halves.
+// elsewhere code = kHigh * high. Rows come in blocks of 16, so that what a kernel needs of 16 rows lies side by side:
+// per group [16][32 codes of Int8, or 32 high and 32 low], then per group [16] scales (f32), [16] sums of the codes
+// (i32), [16] scaled sums (f32) and [16] sums of the first half's codes (i32), then, of wide ones, per group [16]
+// bytes: 1 where there are low halves.
 struct Activations {
   uint8_t* data = nullptr;
   int64_t stride = 0;

@@ -1,7 +1,7 @@
 // The integer dot products of a linear on AMX: blocks of 16 rows of activations by tiles of weights.
 //
 // The products are exact integers and everything after them is the same float arithmetic as in linear_integer.cpp, so
-// the bits are the same too. Int12 activations meet 4-bit codes in one multiplication, 64 wide: their high and low
+// the bits are the same too. Wide activations meet 4-bit codes in one multiplication, 64 wide: their high and low
 // halves by kHigh * code and code. Larger codes have no room for that, and take two.
 //
 // A step (what one scale covers) multiplies two tiles of activations by two tiles of weights, so that each is loaded

@@ -17,7 +17,7 @@ namespace jinn::JINN_ISA {
 namespace {
 
 #if defined(JINN_AVX512)
-constexpr int kMaxRows = 4, kMaxTiles = 2;    // whose sums and outputs fit into the registers
+constexpr int kMaxRows = 4, kMaxTiles = 2;    // whose sums of a group fit into the registers
 constexpr int kLoadedRows = kActivationRows;  // that weights in registers are loaded once for
 #elif defined(JINN_AVX2)
 constexpr int kMaxRows = 4, kMaxTiles = 1, kLoadedRows = kMaxRows;

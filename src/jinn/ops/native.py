@@ -84,7 +84,7 @@ class NativeOps:
     `activations` is how inputs of integer weights are held: int12, mixed, int8, bf16 or f32.
     """
 
-    def __init__(self, activations: str = "int12") -> None:
+    def __init__(self, activations: str) -> None:
         self.activations = activations
         self.instructions: list[Instruction] = []
         self._activations_of: dict[tuple[SymbolicValue, str, bool], SymbolicValue] = {}
