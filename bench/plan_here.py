@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from jinn import _native, env
-from jinn.cli.here import measure_runs, physical_memory
+from jinn.cli.here import BATCH_SIZES, measure_runs, physical_memory
 from jinn.cli.options import DEFAULTS
 from jinn.engine.benchmark import probe
 from jinn.plan.efficiency import find_efficiency
@@ -28,8 +28,7 @@ from jinn.weights.model_store import resolve_model
 LIMIT = 0.15
 FORMATS = ("q4_1", "q4_0", "q8_0", "bf16")
 SHAPES = (("SmolLM2-360M", None), ("Qwen3-0.6B", None), ("Qwen3-30B-A3B", 4))
-# Of 6 and 12 rows, since kernels multiply few rows in another way than many, from 5 or from 9 rows on.
-BATCHES = tuple(Run(24, num_seqs, 128) for num_seqs in (4, 6, 12, 16))
+BATCHES = tuple(Run(24, num_seqs, 128) for num_seqs in BATCH_SIZES)
 FITTED = (Run(64), Run(512), Run(24, 1), Run(24, 1, 768), *BATCHES)
 CHECKED = (Run(384), Run(24, 1, 256), Run(24, 8, 128))
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from jinn.plan.here import Calibration, Run
 
 
+# Of 6 and 12 too, since kernels multiply few rows in another way than many, from 5 or from 9 rows on.
+BATCH_SIZES = (4, 6, 12, 16)
+
+
 def here(
     model: ModelArgument = None,
     calibration: Annotated[
@@ -132,7 +136,7 @@ def runs() -> tuple[Run, ...]:
     from jinn.plan.here import Run
 
     prompts = tuple(Run(num_tokens) for num_tokens in (64, 256, 512))
-    steps = ((1, 0), (1, 512), (4, 128), (6, 128), (12, 128), (16, 128))
+    steps = ((1, 0), (1, 512), *((num_seqs, 128) for num_seqs in BATCH_SIZES))
     return *prompts, *(Run(24, num_seqs, depth) for num_seqs, depth in steps)
 
 

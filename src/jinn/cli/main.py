@@ -87,8 +87,7 @@ def main() -> None:
     if named == ["serve"] and "--help" not in sys.argv:
         from jinn.engine.spawn import spawn
 
+        # It imports what it needs while the flags are read; unused, it ends with this process.
         with suppress(OSError):  # which the server tells, when it tries again
-            spawned = (
-                spawn()
-            )  # imports what it needs while the flags are read; unused, it ends with this process
+            spawned = spawn()
     make_app(named or COMMANDS)(obj=spawned)  # all of them take a twentieth of a second to make

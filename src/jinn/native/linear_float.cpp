@@ -125,7 +125,7 @@ void bf16_tile_rows(const LinearPiece& piece, int64_t tile, int64_t first_row, c
   for (int r = 0; r < Rows; ++r) store_tile(piece, tile, first_row + r, y[r]);
 }
 
-constexpr int kPanelRows = 12;  // whose sums fit into the registers
+constexpr int kPanelRows = 12;  // whose sums fit into the registers of AVX-512
 
 // Calls f(number of rows, first row) for panels of kPanelRows rows and for as many as are left, at most Rows.
 template <int Rows, class F>

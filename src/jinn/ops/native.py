@@ -377,7 +377,7 @@ def _fuse_gates(recording: Recording) -> Recording:
     uses, readers = _uses(recording), {ins.inputs: ins for ins in recording.instructions}
     replaced: dict[Instruction, Instruction | None] = {}
     for linear in recording.instructions:
-        if linear.name != "linear" or linear.attributes["type"] not in ("int12", "mixed", "int8"):
+        if linear.name != "linear" or linear.attributes["type"] in ("bf16", "f32"):
             continue
         silu_mul = readers.get(linear.outputs)
         if silu_mul is None or silu_mul.name != "silu_mul" or uses[linear.outputs[0].buffer] > 2:
