@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "kernels.h"
+#include "scratch.h"
 #include "vec.h"
 
 #if defined(JINN_AVX512)
@@ -40,28 +41,6 @@ struct FlushToZero {
   FlushToZero() {}  // no other path has the bits of AMX
 };
 #endif
-
-// Memory of a thread that grows to what its largest piece needs.
-template <class Number>
-class Scratch {
- public:
-  Number* of(int64_t count) {
-    if (count > size_) {
-      const size_t bytes = (static_cast<size_t>(count) * sizeof(Number) + 63) / 64 * 64;
-      data_.reset(static_cast<Number*>(std::aligned_alloc(64, bytes)));
-      if (!data_) throw std::bad_alloc();
-      size_ = count;
-    }
-    return data_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(Number* data) const { std::free(data); }
-  };
-  std::unique_ptr<Number, Free> data_;
-  int64_t size_ = 0;
-};
 
 // Where numbers lie that are multiplied with words: term t of column c of row r is at
 // c * kColStride + r * kRowStride + t * kTermStride. Strides that the compiler knows keep addresses out of registers.

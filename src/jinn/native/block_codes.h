@@ -11,22 +11,31 @@
 namespace jinn::JINN_ISA {
 
 constexpr int kGroupWords = kGroup / 4;  // words of four columns
-constexpr int kBlockGroups = 256 / kGroup;
 
-// The planes of one tile.
+// One tile.
 struct Tile {
-  const uint8_t* codes;
+  const uint8_t* words;
+
+  Tile(const PackedTensor& weight, int64_t tile) : words(weight.tile(tile)) {}
+
+  u32x16 word(int64_t w) const { return load_as<u32x16>(words + 4 * kLanes * w); }
+};
+
+// What a block of a tile keeps beside its codes, and which of its groups is meant.
+struct BlockScales {
   const uint8_t* sub_scales;
-  const uint16_t* scales;
-  const uint16_t* mins;
+  const uint8_t* scales;
+  const uint8_t* mins;
+  int group;
 
-  Tile(const PackedTensor& weight, int64_t tile)
-      : codes(weight.tile(tile)),
-        sub_scales(codes + weight.layout().sub_scales),
-        scales(reinterpret_cast<const uint16_t*>(codes + weight.layout().scales)),
-        mins(reinterpret_cast<const uint16_t*>(codes + weight.layout().mins)) {}
+  u32x16 sub_word(int w) const { return load_as<u32x16>(sub_scales + 4 * kLanes * w); }
+  f32x16 scale(int i) const { return half(scales, i); }
+  f32x16 min(int i) const { return half(mins, i); }
 
-  u32x16 word(int64_t w) const { return load_as<u32x16>(codes + 4 * kLanes * w); }
+ private:
+  static f32x16 half(const uint8_t* halves, int i) {
+    return load_f16(reinterpret_cast<const uint16_t*>(halves) + i * kLanes);
+  }
 };
 
 // Shifts left, or right where `bits` is negative.
@@ -39,24 +48,25 @@ struct PlainCodes {
   static constexpr int kByteBits = kBits;
   static constexpr int kOffset = Offset;
 
-  JINN_INLINE void load_codes(const Tile& tile, int64_t group, u32x16* words) {
-    load_fields<LowBits>(tile, group * kBits, 0, words);
+  JINN_INLINE void load_group(const uint8_t* codes, u32x16* words) {
+    load_fields<LowBits>(codes, 0, words);
     if constexpr (HighBits > 0) {
       u32x16 high[kGroupWords];
-      load_fields<HighBits>(tile, group * kBits + LowBits, LowBits, high);
+      load_fields<HighBits>(codes + 4 * kLanes * LowBits, LowBits, high);
       for (int w = 0; w < kGroupWords; ++w) words[w] |= high[w];
     }
   }
 
  private:
-  // The fields of a group's words from `first` on, each in a byte of its own, `to` bits up.
+  // The fields of as many words as they have bits, each in a byte of its own, `to` bits up.
   template <int Bits>
-  JINN_INLINE void load_fields(const Tile& tile, int64_t first, int to, u32x16* out) {
+  JINN_INLINE void load_fields(const uint8_t* from, int to, u32x16* out) {
     constexpr int kPerByte = 8 / Bits;
     const uint32_t mask = 0x01010101u * (((1u << Bits) - 1) << to);
 #pragma GCC unroll 8
     for (int w = 0; w < kGroupWords; ++w) {
-      out[w] = shifted(tile.word(first + w / kPerByte), to - Bits * (w % kPerByte)) & mask;
+      const u32x16 word = load_as<u32x16>(from + 4 * kLanes * (w / kPerByte));
+      out[w] = shifted(word, to - Bits * (w % kPerByte)) & mask;
     }
   }
 };
@@ -67,9 +77,9 @@ struct CodebookCodes {
   static constexpr int kByteBits = 8;
   static constexpr int kOffset = 128;
 
-  JINN_INLINE void load_codes(const Tile& tile, int64_t group, u32x16* words) {
+  JINN_INLINE void load_group(const uint8_t* codes, u32x16* words) {
     static constexpr uint8_t kCodebook[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
-    PlainCodes<4, 0, 0>::load_codes(tile, group, words);
+    PlainCodes<4, 0, 0>::load_group(codes, words);
     for (int w = 0; w < kGroupWords; ++w) words[w] = look_up(kCodebook, words[w]);
   }
 };
@@ -77,61 +87,46 @@ struct CodebookCodes {
 // A scale, and a minimum, per group.
 template <bool HasMins>
 struct GroupScales {
+  static constexpr int kElems = kGroup, kSubScaleBytes = 0;
   static constexpr int kScales = 1;
   static constexpr bool kHasMins = HasMins;
 
-  JINN_INLINE void load_scales(const Tile& tile, int64_t group, f32x16* scale, f32x16* min) {
-    *scale = load_f16(tile.scales + group * kLanes);
-    if constexpr (HasMins) *min = load_f16(tile.mins + group * kLanes);
+  JINN_INLINE void load_scales(const BlockScales& of, f32x16* scale, f32x16* min) {
+    *scale = of.scale(of.group);
+    if constexpr (HasMins) *min = of.min(of.group);
   }
 };
-
-// Where the sub-scales of 256 columns are, and which of their groups is meant.
-template <int Bytes>
-struct SubScales {
-  const uint8_t* bytes;
-  int group;
-
-  SubScales(const Tile& tile, int64_t group)
-      : bytes(tile.sub_scales + group / kBlockGroups * Bytes * kLanes), group(static_cast<int>(group % kBlockGroups)) {}
-
-  u32x16 word(int w) const { return load_as<u32x16>(bytes + 4 * kLanes * w); }
-};
-
-JINN_INLINE f32x16 block_scale(const uint16_t* scales, int64_t group) {
-  return load_f16(scales + group / kBlockGroups * kLanes);
-}
 
 // Q4_K, Q5_K: the first four groups' scales and minima are the low 6 bits of words 0 and 1; the other groups' low bits
 // are the nibbles of word 2, and their high 2 bits the rest of words 0 and 1.
 struct SixBitScalesAndMins {
+  static constexpr int kElems = 256, kSubScaleBytes = 12;
   static constexpr int kScales = 1;
   static constexpr bool kHasMins = true;
 
-  JINN_INLINE void load_scales(const Tile& tile, int64_t group, f32x16* scale, f32x16* min) {
-    const SubScales<12> sub(tile, group);
-    const int shift = 8 * (sub.group % 4);
-    const u32x16 scales = sub.word(0) >> shift, mins = sub.word(1) >> shift, lows = sub.word(2) >> shift;
-    const bool is_first = sub.group < 4;
+  JINN_INLINE void load_scales(const BlockScales& of, f32x16* scale, f32x16* min) {
+    const int shift = 8 * (of.group % 4);
+    const u32x16 scales = of.sub_word(0) >> shift, mins = of.sub_word(1) >> shift, lows = of.sub_word(2) >> shift;
+    const bool is_first = of.group < 4;
     const u32x16 sub_scale = is_first ? scales & 63u : (lows & 15u) | ((scales >> 2) & 48u);
     const u32x16 sub_min = is_first ? mins & 63u : ((lows >> 4) & 15u) | ((mins >> 2) & 48u);
-    *scale = block_scale(tile.scales, group) * to_float((i32x16)sub_scale);
-    *min = -(block_scale(tile.mins, group) * to_float((i32x16)sub_min));
+    *scale = of.scale(0) * to_float((i32x16)sub_scale);
+    *min = -(of.min(0) * to_float((i32x16)sub_min));
   }
 };
 
 // Q3_K: scale i of 16 has its low 4 bits in byte i % 8 of words 0 and 1, its high 2 bits in byte i % 4 of word 2.
 struct SixBitScales {
+  static constexpr int kElems = 256, kSubScaleBytes = 12;
   static constexpr int kScales = 2;
   static constexpr bool kHasMins = false;
 
-  JINN_INLINE void load_scales(const Tile& tile, int64_t group, f32x16* scale, f32x16*) {
-    const SubScales<12> sub(tile, group);
-    const f32x16 block = block_scale(tile.scales, group);
-    const u32x16 lows = sub.word(sub.group / 2 % 2) >> (4 * (sub.group / 4));
-    const u32x16 highs = sub.word(2) >> (2 * (sub.group / 2));
+  JINN_INLINE void load_scales(const BlockScales& of, f32x16* scale, f32x16*) {
+    const f32x16 block = of.scale(0);
+    const u32x16 lows = of.sub_word(of.group / 2 % 2) >> (4 * (of.group / 4));
+    const u32x16 highs = of.sub_word(2) >> (2 * (of.group / 2));
     for (int i = 0; i < kScales; ++i) {
-      const int shift = 8 * (sub.group % 2 * 2 + i);
+      const int shift = 8 * (of.group % 2 * 2 + i);
       const u32x16 code = ((lows >> shift) & 15u) | (((highs >> shift) & 3u) << 4);
       scale[i] = block * to_float((i32x16)code - 32);
     }
@@ -140,15 +135,15 @@ struct SixBitScales {
 
 // Q6_K: 16 signed bytes.
 struct ByteScales {
+  static constexpr int kElems = 256, kSubScaleBytes = 16;
   static constexpr int kScales = 2;
   static constexpr bool kHasMins = false;
 
-  JINN_INLINE void load_scales(const Tile& tile, int64_t group, f32x16* scale, f32x16*) {
-    const SubScales<16> sub(tile, group);
-    const f32x16 block = block_scale(tile.scales, group);
-    const u32x16 codes = sub.word(sub.group / 2);
+  JINN_INLINE void load_scales(const BlockScales& of, f32x16* scale, f32x16*) {
+    const f32x16 block = of.scale(0);
+    const u32x16 codes = of.sub_word(of.group / 2);
     for (int i = 0; i < kScales; ++i) {
-      const int byte = sub.group % 2 * 2 + i;
+      const int byte = of.group % 2 * 2 + i;
       scale[i] = block * to_float((i32x16)(codes << (24 - 8 * byte)) >> 24);
     }
   }
@@ -156,14 +151,14 @@ struct ByteScales {
 
 // Q2_K: 16 bytes, a scale in the low half and a minimum in the high one.
 struct NibbleScalesAndMins {
+  static constexpr int kElems = 256, kSubScaleBytes = 16;
   static constexpr int kScales = 2;
   static constexpr bool kHasMins = true;
 
-  JINN_INLINE void load_scales(const Tile& tile, int64_t group, f32x16* scale, f32x16* min) {
-    const SubScales<16> sub(tile, group);
-    const f32x16 block = block_scale(tile.scales, group), block_min = block_scale(tile.mins, group);
+  JINN_INLINE void load_scales(const BlockScales& of, f32x16* scale, f32x16* min) {
+    const f32x16 block = of.scale(0), block_min = of.min(0);
     for (int i = 0; i < kScales; ++i) {
-      const u32x16 code = sub.word(sub.group / 2) >> (8 * (sub.group % 2 * 2 + i));
+      const u32x16 code = of.sub_word(of.group / 2) >> (8 * (of.group % 2 * 2 + i));
       scale[i] = block * to_float((i32x16)(code & 15u));
       min[i] = -(block_min * to_float((i32x16)((code >> 4) & 15u)));
     }
@@ -172,19 +167,33 @@ struct NibbleScalesAndMins {
 
 // IQ4_XS: a half with the high 2 bits of the groups' scales, then a word with their low 4.
 struct SplitScales {
+  static constexpr int kElems = 256, kSubScaleBytes = 6;
   static constexpr int kScales = 1;
   static constexpr bool kHasMins = false;
 
-  JINN_INLINE void load_scales(const Tile& tile, int64_t group, f32x16* scale, f32x16*) {
-    const SubScales<6> sub(tile, group);
-    const u32x16 highs = load_u16(sub.bytes) >> (2 * sub.group);
-    const u32x16 lows = load_as<u32x16>(sub.bytes + 2 * kLanes) >> (4 * sub.group);
-    *scale = block_scale(tile.scales, group) * to_float((i32x16)((lows & 15u) | ((highs & 3u) << 4)) - 32);
+  JINN_INLINE void load_scales(const BlockScales& of, f32x16* scale, f32x16*) {
+    const u32x16 highs = load_u16(of.sub_scales) >> (2 * of.group);
+    const u32x16 lows = load_as<u32x16>(of.sub_scales + 2 * kLanes) >> (4 * of.group);
+    *scale = of.scale(0) * to_float((i32x16)((lows & 15u) | ((highs & 3u) << 4)) - 32);
   }
 };
 
 template <class Codes, class Scales>
-struct BlockCodes : Codes, Scales {};
+struct BlockCodes : Codes, Scales {
+  static constexpr BlockLayout kLayout{Codes::kBits, Scales::kElems, Scales::kSubScaleBytes, Scales::kHasMins};
+
+  JINN_INLINE const uint8_t* block(const Tile& tile, int64_t group) {
+    return tile.words + group / kLayout.groups * kLayout.bytes;
+  }
+  JINN_INLINE void load_codes(const Tile& tile, int64_t group, u32x16* words) {
+    Codes::load_group(block(tile, group) + group % kLayout.groups * kLayout.group_bytes, words);
+  }
+  JINN_INLINE void load_scales(const Tile& tile, int64_t group, f32x16* scale, f32x16* min) {
+    const uint8_t* from = block(tile, group);
+    const int at = static_cast<int>(group % kLayout.groups);
+    Scales::load_scales({from + kLayout.sub_scales, from + kLayout.scales, from + kLayout.mins, at}, scale, min);
+  }
+};
 
 // Calls `use` with the BlockCodes of a quantized format.
 template <class Use>

@@ -20,7 +20,7 @@ class PackedExperts {
 
   static size_t nbytes_of(Format format, int64_t num_experts, int64_t rows, int64_t cols) {
     const int64_t tiles = (rows + kTileRows - 1) / kTileRows * num_experts;
-    return TileLayout(format, cols).bytes * static_cast<size_t>(tiles);
+    return tile_bytes(format, cols) * static_cast<size_t>(tiles);
   }
 
   // The row of an expert's source that each row of `tensor` comes from; row i of an expert from row `row_order[i]`, or

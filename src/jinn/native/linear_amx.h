@@ -168,7 +168,7 @@ class AmxKernel {
     for (int at = 0; at < count * Codes::kScales; ++at) multiply<Tiles, kSums, 0>(rows, at);
     store_rest<1, kSums>(count * Codes::kScales - 1);
     for (int block = 0; block < Blocks; ++block) {
-      const RowScales<Codes> row_scales(input, first_row + block * kAmxRows);
+      const RowScales<Codes> row_scales(rows_of_block(input, first_row + block * kAmxRows));
       for (int tile = 0; tile < Tiles; ++tile) {
         const int sum = block * kHalves * Tiles + tile;
         f32x16* y = y_[first_y / kAmxRows + block][tile];

@@ -210,7 +210,7 @@ void amx_rows(const LinearPiece& piece, int64_t first_row, int64_t first_tile, i
 
 void bf16_amx(const LinearPiece& piece) {
   constexpr int64_t kBlockBytes = 512 * 1024;  // of weights that stay in the second level of cache while all rows pass
-  const int64_t fitting = kBlockBytes / static_cast<int64_t>(piece.weight->layout().bytes) / 2 * 2;
+  const int64_t fitting = kBlockBytes / static_cast<int64_t>(piece.weight->tile_bytes()) / 2 * 2;
   const int64_t at_once = fitting < 2 ? 2 : fitting;
   for (int64_t tile = piece.first_tile; tile < piece.last_tile; tile += at_once) {
     const int64_t last_tile = tile + at_once < piece.last_tile ? tile + at_once : piece.last_tile;

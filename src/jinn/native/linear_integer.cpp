@@ -24,7 +24,12 @@ constexpr int kMaxRows = 4, kMaxTiles = 1, kLoadedRows = kMaxRows;
 #else
 constexpr int kMaxRows = 2, kMaxTiles = 1, kLoadedRows = kMaxRows;
 #endif
-constexpr int kTilesOfOneRow = 4;  // which memory gives faster as several streams
+#if defined(JINN_AMX)
+constexpr int kTilesOfOneRow = 4;  // which the memory of processors with AMX gives faster as several streams
+#else
+constexpr int kTilesOfOneRow = 1;
+#endif
+constexpr int64_t kFewRows = 15;  // which wait for memory: it gives one tile after another the fastest
 
 // What one group of a tile is multiplied with and by.
 template <class Codes>
@@ -80,16 +85,15 @@ JINN_INLINE void add_products(const Weights* weights, int first, const uint8_t* 
 }
 
 // `Tiles` tiles for R rows at once, of one block of activations.
-template <class Codes, bool IsWide, int R, int Tiles>
+template <class Codes, bool IsWide, int R, int Tiles, int BlockRows>
 class RowsKernel {
  public:
-  RowsKernel(const LinearPiece& piece, int64_t first_row)
-      : row_scales_(piece.input, first_row), codes_(piece.input.codes(first_row)) {}
+  explicit RowsKernel(const RowPlanes& rows) : row_scales_(rows), codes_(rows.codes) {}
 
   // y [R][Tiles] += the products of one group with the rows from `first` on.
   __attribute__((always_inline)) void add(const GroupWeights<Codes>* weights, int64_t group, int first,
                                           f32x16* y) const {
-    const uint8_t* codes = codes_ + (group * kActivationRows + first) * kRowBytes;
+    const uint8_t* codes = codes_ + (group * BlockRows + first) * kRowBytes;
     const bool any_low = IsWide && row_scales_.template any_low<R>(group, first);
 #pragma GCC unroll 2
     for (int part = 0; part < Codes::kScales; ++part, codes += kCols) {
@@ -123,15 +127,15 @@ class RowsKernel {
   static constexpr int kRowBytes = IsWide ? 2 * kGroup : kGroup;  // of a group
   static constexpr int kCols = kGroup / Codes::kScales;
 
-  RowScales<Codes> row_scales_;
+  RowScales<Codes, BlockRows> row_scales_;
   const uint8_t* codes_;
 };
 
-// `Tiles` tiles, `Shared` of them at once, for `Rows` rows of one block of activations, R of them at once.
-template <class Codes, bool IsWide, int Rows, int R, int Tiles, int Shared>
-void tile_rows(const LinearPiece& piece, int64_t first_tile, int64_t first_row) {
+// `Tiles` tiles, `Shared` of them at once, for `Rows` rows of activations, R of them at once.
+template <class Codes, bool IsWide, int Rows, int R, int Tiles, int Shared, int BlockRows = kActivationRows>
+void tile_rows(const LinearPiece& piece, const RowPlanes& rows, int64_t first_tile, int64_t first_row) {
   const Prefetcher<Codes, Tiles> prefetcher(*piece.weight);
-  const RowsKernel<Codes, IsWide, R, Shared> kernel(piece, first_row);
+  const RowsKernel<Codes, IsWide, R, Shared, BlockRows> kernel(rows);
   f32x16 y[Tiles / Shared][Rows][Shared] = {};
   for (int64_t g = 0, end = piece.weight->cols() / kGroup; g < end; ++g) {
 #pragma GCC unroll 4
@@ -156,9 +160,11 @@ void tile_rows(const LinearPiece& piece, int64_t first_tile, int64_t first_row) 
 
 // All tiles from `tile` on for one row, `Tiles` at a time.
 template <class Codes, bool IsWide, int Tiles>
-void one_row(const LinearPiece& piece, int64_t tile, int64_t row) {
-  for (; tile + Tiles <= piece.last_tile; tile += Tiles) tile_rows<Codes, IsWide, 1, 1, Tiles, 1>(piece, tile, row);
-  if constexpr (Tiles > 1) one_row<Codes, IsWide, Tiles / 2>(piece, tile, row);
+void one_row(const LinearPiece& piece, const RowPlanes& copy, int64_t tile, int64_t row) {
+  for (; tile + Tiles <= piece.last_tile; tile += Tiles) {
+    tile_rows<Codes, IsWide, 1, 1, Tiles, 1, 1>(piece, copy, tile, row);
+  }
+  if constexpr (Tiles > 1) one_row<Codes, IsWide, Tiles / 2>(piece, copy, tile, row);
 }
 
 // `Tiles` tiles for R rows, or as many as are left.
@@ -167,7 +173,7 @@ void rest_of_rows(const LinearPiece& piece, int64_t tile, int64_t row) {
   if constexpr (R > 1) {
     if (row + R > piece.last_row) return rest_of_rows<Codes, IsWide, R - 1, Tiles>(piece, tile, row);
   }
-  tile_rows<Codes, IsWide, R, R, Tiles, Tiles>(piece, tile, row);
+  tile_rows<Codes, IsWide, R, R, Tiles, Tiles>(piece, rows_of_block(piece.input, row), tile, row);
 }
 
 // `Tiles` tiles for all rows from `row` on, `Rows` of them for each loading of weights, then fewer.
@@ -175,7 +181,7 @@ template <class Codes, bool IsWide, int Rows, int Tiles>
 void all_rows(const LinearPiece& piece, int64_t tile, int64_t row) {
   if constexpr (Rows > kMaxRows) {
     for (; row + Rows <= piece.last_row; row += Rows) {
-      tile_rows<Codes, IsWide, Rows, kMaxRows, Tiles, Tiles>(piece, tile, row);
+      tile_rows<Codes, IsWide, Rows, kMaxRows, Tiles, Tiles>(piece, rows_of_block(piece.input, row), tile, row);
     }
     all_rows<Codes, IsWide, Rows / 2, Tiles>(piece, tile, row);
   } else {
@@ -199,7 +205,10 @@ void piece_of(const LinearPiece& piece) {
   first_row = amx_rows<Codes, IsWide>(piece);
 #endif
   if (piece.last_row - first_row == 1) {
-    one_row<Codes, IsWide, kTilesOfOneRow>(piece, piece.first_tile, first_row);
+    const RowPlanes copy = copy_row(piece.input, first_row, piece.weight->cols() / kGroup);
+    one_row<Codes, IsWide, kTilesOfOneRow>(piece, copy, piece.first_tile, first_row);
+  } else if (piece.last_row - first_row <= kFewRows) {
+    many_rows<Codes, IsWide, 1>(piece, piece.first_tile, first_row);
   } else {
     many_rows<Codes, IsWide, kMaxTiles>(piece, piece.first_tile, first_row);
   }

@@ -11,28 +11,27 @@ namespace jinn::JINN_ISA {
 // Weights come from memory, which must be asked early: hardware looks no further than a page.
 constexpr int64_t kPrefetchBytes = 8192;
 
-// Fetches, group by group, the codes of a tile that come kPrefetchBytes later, on into the tile that is `Tiles`
-// further, and that tile's other planes, of which no group has more than a line.
+// Fetches, group by group, what comes later in a tile and then in the one that is `Tiles` further: kPrefetchBytes
+// later, or, of several tiles at once, whose groups take longer, up to twice that.
 template <class Codes, int Tiles>
 class Prefetcher {
  public:
-  explicit Prefetcher(const PackedTensor& weight) {
-    const int64_t tile_bytes = static_cast<int64_t>(weight.layout().bytes);
-    code_bytes_ = static_cast<int64_t>(weight.layout().sub_scales);  // which come after the codes
-    to_next_ = Tiles * tile_bytes;
-    ahead_ = kPrefetchBytes < code_bytes_ ? kPrefetchBytes : code_bytes_;
+  explicit Prefetcher(const PackedTensor& weight) : tile_bytes_(static_cast<int64_t>(weight.tile_bytes())) {
+    if (Tiles > 1) ahead_ = tile_bytes_ < 2 * kPrefetchBytes ? tile_bytes_ : 2 * kPrefetchBytes;
   }
 
   void fetch(const Tile& tile, int64_t group) const {
-    const int64_t at = ahead_ + group * kGroupBytes;
-    prefetch<Codes::kBits>(tile.codes + at + (at < code_bytes_ ? 0 : to_next_ - code_bytes_));
-    prefetch(tile.codes + to_next_ + code_bytes_ + 64 * group);
+    constexpr BlockLayout kLayout = Codes::kLayout;
+    constexpr int64_t kRestLines = (kLayout.bytes - kLayout.sub_scales) / 64;
+    const int64_t at = group % kLayout.groups;
+    int64_t block = group / kLayout.groups * kLayout.bytes + ahead_;
+    if (Tiles > 1 && block >= tile_bytes_) block += (Tiles - 1) * tile_bytes_;
+    prefetch<kLayout.group_bytes / 64>(tile.words + block + at * kLayout.group_bytes);
+    prefetch(tile.words + block + kLayout.sub_scales + 64 * (at < kRestLines ? at : kRestLines - 1));
   }
 
  private:
-  static constexpr int64_t kGroupBytes = Codes::kBits * 64;
-
-  int64_t code_bytes_, to_next_, ahead_;
+  int64_t tile_bytes_, ahead_ = kPrefetchBytes;
 };
 
 JINN_INLINE void store_tile(const LinearPiece& piece, int64_t tile, int64_t row, f32x16 y) {

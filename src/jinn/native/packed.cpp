@@ -30,8 +30,6 @@ constexpr std::array<FormatInfo, 15> kFormats = {{
     {Format::IQ4_XS, "IQ4_XS", 256, 136, 4, 0, 0, -1, 2, 6},
 }};
 
-size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
 uint32_t load_u32(const uint8_t* from) {
   uint32_t word;
   std::memcpy(&word, from, sizeof(word));
@@ -44,19 +42,18 @@ uint16_t load_u16(const uint8_t* from) {
   return half;
 }
 
-// One row of one tile while it is packed or read: lane `lane` of each plane.
+BlockLayout block_layout(const FormatInfo& f) { return {f.bits(), f.block_elems, f.sub_scale_bytes, f.min_at >= 0}; }
+
+// One row of one tile while it is packed or read: lane `lane` of its words.
 struct Lane {
-  uint8_t* tile;
-  const TileLayout& layout;
+  uint8_t* words;
   int lane;
 
-  uint8_t* word(int64_t w) const { return tile + (w * kTileRows + lane) * 4; }
-  uint8_t* scale(int64_t block) const { return tile + layout.scales + (block * kTileRows + lane) * 2; }
-  uint8_t* min(int64_t block) const { return tile + layout.mins + (block * kTileRows + lane) * 2; }
-  uint8_t* sub_scales(int64_t block, int bytes) const { return tile + layout.sub_scales + block * bytes * kTileRows; }
+  uint8_t* word(int64_t w) const { return words + (w * kTileRows + lane) * 4; }
+  uint8_t* half(int64_t h) const { return words + (h * kTileRows + lane) * 2; }
 };
 
-void pack_words(const uint8_t* row, int64_t row_bytes, const Lane& lane) {
+void pack_words(const uint8_t* row, int64_t row_bytes, Lane lane) {
   for (int64_t at = 0; at + 4 <= row_bytes; at += 4) std::memcpy(lane.word(at / 4), row + at, 4);
   if (row_bytes % 4) std::memcpy(lane.word(row_bytes / 4), row + row_bytes / 4 * 4, row_bytes % 4);
 }
@@ -140,14 +137,14 @@ void read_codes(Format format, const uint8_t* block, int g, uint32_t* words) {
   }
 }
 
-// The `bits` bits from `shift` on of each code as fields of the group's words from `first` on.
-void pack_fields(const uint32_t* codes, int bits, int shift, int64_t first, const Lane& lane) {
+// The `bits` bits from `shift` on of each code as fields of as many words.
+void pack_fields(const uint32_t* codes, int bits, int shift, Lane to) {
   const int per_byte = 8 / bits;
   const uint32_t mask = 0x01010101u * ((1u << bits) - 1);
   for (int w = 0; w < bits; ++w) {
     uint32_t word = 0;
     for (int k = 0; k < per_byte; ++k) word |= ((codes[w * per_byte + k] >> shift) & mask) << (bits * k);
-    std::memcpy(lane.word(first + w), &word, 4);
+    std::memcpy(to.word(w), &word, 4);
   }
 }
 
@@ -158,28 +155,30 @@ void pack_sub_scales(const uint8_t* from, int bytes, uint8_t* to, int lane) {
   for (int at = half; at < bytes; at += 4) std::memcpy(to + at * kTileRows + 4 * lane, from + at, 4);
 }
 
-void pack_block(const FormatInfo& f, const uint8_t* block, int64_t index, const Lane& lane) {
-  std::memcpy(lane.scale(index), block + f.scale_at, 2);
-  if (f.min_at >= 0) std::memcpy(lane.min(index), block + f.min_at, 2);
-  if (f.sub_scale_bytes > 0) {
-    pack_sub_scales(block + f.sub_scales_at, f.sub_scale_bytes, lane.sub_scales(index, f.sub_scale_bytes), lane.lane);
-  }
+// Block `index` of a row of the file, of which several may share a block of the tile.
+void pack_block(const FormatInfo& f, const uint8_t* from, int64_t index, uint8_t* tile, int lane) {
+  const BlockLayout layout = block_layout(f);
+  uint8_t* block = tile + index / layout.num_scales * layout.bytes;
+  const int64_t at = index % layout.num_scales;
+  std::memcpy(Lane{block + layout.scales, lane}.half(at), from + f.scale_at, 2);
+  if (f.min_at >= 0) std::memcpy(Lane{block + layout.mins, lane}.half(at), from + f.min_at, 2);
+  pack_sub_scales(from + f.sub_scales_at, f.sub_scale_bytes, block + layout.sub_scales, lane);
   const int num_groups = f.block_elems / kGroup;
   for (int g = 0; g < num_groups; ++g) {
-    const int64_t first = (index * num_groups + g) * f.bits();
+    uint8_t* group = block + (at * num_groups + g) * layout.group_bytes;
     uint32_t codes[kGroupWords];
-    read_codes(f.format, block, g, codes);
-    pack_fields(codes, f.low_bits, 0, first, lane);
-    if (f.high_bits > 0) pack_fields(codes, f.high_bits, f.low_bits, first + f.low_bits, lane);
+    read_codes(f.format, from, g, codes);
+    pack_fields(codes, f.low_bits, 0, {group, lane});
+    if (f.high_bits > 0) pack_fields(codes, f.high_bits, f.low_bits, {group + 4 * kTileRows * f.low_bits, lane});
   }
 }
 
-void pack_row(const FormatInfo& f, const uint8_t* row, int64_t cols, const Lane& lane) {
-  if (!f.is_quantized()) return pack_words(row, cols * f.block_bytes, lane);
-  for (int64_t b = 0; b < cols / f.block_elems; ++b) pack_block(f, row + b * f.block_bytes, b, lane);
+void pack_row(const FormatInfo& f, const uint8_t* row, int64_t cols, uint8_t* tile, int lane) {
+  if (!f.is_quantized()) return pack_words(row, cols * f.block_bytes, {tile, lane});
+  for (int64_t b = 0; b < cols / f.block_elems; ++b) pack_block(f, row + b * f.block_bytes, b, tile, lane);
 }
 
-float float_at(Format format, const Lane& lane, int64_t col) {
+float float_at(Format format, Lane lane, int64_t col) {
   if (format == Format::F32) return base::bit_cast<float>(load_u32(lane.word(col)));
   const uint16_t half = load_u16(lane.word(col / 2) + 2 * (col % 2));
   return format == Format::F16 ? base::half_to_float(half) : base::bf16_to_float(half);
@@ -222,32 +221,29 @@ Format format_by_name(const std::string& name) {
   throw std::invalid_argument("tensor type " + name + " is not supported; supported are " + supported);
 }
 
-TileLayout::TileLayout(Format format, int64_t cols) {
+size_t tile_bytes(Format format, int64_t cols) {
   const FormatInfo& f = info(format);
-  const size_t words = (static_cast<size_t>(cols) * f.bits() + 31) / 32;
-  const size_t blocks = f.is_quantized() ? static_cast<size_t>(cols / f.block_elems) : 0;
-  sub_scales = words * kTileRows * 4;
-  scales = sub_scales + blocks * f.sub_scale_bytes * kTileRows;
-  mins = scales + blocks * kTileRows * 2;
-  bytes = round_up(mins + (f.min_at >= 0 ? blocks * kTileRows * 2 : 0), 64);
+  if (!f.is_quantized()) return static_cast<size_t>((cols * f.bits() + 31) / 32 * 4 * kTileRows);
+  const BlockLayout layout = block_layout(f);
+  return static_cast<size_t>((cols / kGroup + layout.groups - 1) / layout.groups * layout.bytes);
 }
 
 PackedTensor::PackedTensor(Format format, int64_t rows, int64_t cols, const FileRange* file)
     : format_(format),
       rows_(rows),
       cols_(cols),
-      layout_(format, checked_cols(format, rows, cols)),
+      tile_bytes_(jinn::tile_bytes(format, checked_cols(format, rows, cols))),
       data_(file ? Memory(nbytes(), *file) : Memory(nbytes(), true)) {}
 
 void PackedTensor::pack(const uint8_t* source, const int32_t* row_order, int64_t first_tile, int64_t last_tile) {
   const FormatInfo& f = info(format_);
   const int64_t row_bytes = cols_ / f.block_elems * f.block_bytes;
   for (int64_t t = first_tile; t < last_tile; ++t) {
-    uint8_t* tile = data_.data() + layout_.bytes * static_cast<size_t>(t);
+    uint8_t* tile = data_.data() + tile_bytes_ * static_cast<size_t>(t);
     for (int lane = 0; lane < kTileRows && t * kTileRows + lane < rows_; ++lane) {
       const int64_t row = t * kTileRows + lane;
       const int64_t from = row_order ? row_order[row] : row;
-      pack_row(f, source + from * row_bytes, cols_, Lane{tile, layout_, lane});
+      pack_row(f, source + from * row_bytes, cols_, tile, lane);
     }
   }
 }
@@ -256,7 +252,7 @@ void PackedTensor::dequantize_row(int64_t row, float* out) const {
   const int64_t t = row / kTileRows;
   const int lane = static_cast<int>(row % kTileRows);
   if (!info(format_).is_quantized()) {
-    const Lane values{data_.data() + layout_.bytes * static_cast<size_t>(t), layout_, lane};
+    const Lane values{data_.data() + tile_bytes_ * static_cast<size_t>(t), lane};
     for (int64_t col = 0; col < cols_; ++col) out[col] = float_at(format_, values, col);
     return;
   }

@@ -1,15 +1,17 @@
 // How weights lie in memory.
 //
-// A tile is 16 rows ("lanes") of the weight [rows, cols]; the last tile is padded with zero rows. A tile holds planes,
-// one after another, each the file's own values in the order in which the kernels stream them:
+// A tile is 16 rows ("lanes") of the weight [rows, cols]; the last tile is padded with zero rows. F32, F16 and BF16 are
+// 32-bit words [words][16 lanes]; a word holds consecutive columns of one row, F32 1 column, F16 and BF16 2, the first
+// in the low half. Quantized formats are blocks of 64 columns, K formats and IQ4_XS of 256, one after another, so that
+// a kernel reads a tile as one stream. A block holds, each the file's own values in the order in which kernels read
+// them:
 //
-//   codes       32-bit words [words][16 lanes]; a word holds consecutive columns of one row. F32 1 column; F16, BF16 2,
-//               the first in the low half. Quantized formats: per group of 32 columns, words of fields of 8, 4, 2 or 1
-//               bits. Field k of byte j, counted from the low end, is column 4 * k + j of the word. Codes of 3, 5 or 6
-//               bits have words of their low 2 or 4 bits and then words of the rest.
-//   sub_scales  [cols / 256][sub_scale_bytes * 16 lanes]: the file's bytes, a half (IQ4_XS) and then 32-bit words
-//   scales      f16 [cols / block_elems][16 lanes]
-//   mins        f16 [cols / block_elems][16 lanes]
+//   codes       per group of 32 columns, 32-bit words [words][16 lanes] of fields of 8, 4, 2 or 1 bits. Field k of byte
+//               j, counted from the low end, is column 4 * k + j of the word. Codes of 3, 5 or 6 bits have words of
+//               their low 2 or 4 bits and then words of the rest.
+//   sub_scales  [sub_scale_bytes * 16 lanes]: the file's bytes, a half (IQ4_XS) and then 32-bit words
+//   scales      f16 [scales][16 lanes], a scale per 32 columns, or 256
+//   mins        f16 [scales][16 lanes]
 //
 //   format    bits   value                                  sub-scales of a block of 256 columns
 //   Q8_0      8      scale * (code - 128)                   -           (codes are the file's int8 + 128)
@@ -25,8 +27,9 @@
 //   Q5_K      4 + 1  scale * sub * code - min * sub_min     8 of 6 bits, 8 minima of 6
 //   Q6_K      4 + 2  scale * sub * (code - 32)              16 of 8 bits, signed
 //
-// Tiles are padded to 64 bytes, odd columns of 2-column words to an even count. A 16 x 4 word row is also what AMX
-// reads as a B tile; a layout for Arm's i8mm (8 x 8) would be another layout id. block_codes.h reads the formats.
+// Blocks are padded to 64 bytes, the last one of 64 columns to its size, odd columns of 2-column words to an even
+// count. A 16 x 4 word row is also what AMX reads as a B tile; a layout for Arm's i8mm (8 x 8) would be another layout
+// id. block_codes.h reads the formats.
 #pragma once
 
 #include <cstddef>
@@ -38,7 +41,7 @@
 
 namespace jinn {
 
-constexpr int kLayoutId = 2;
+constexpr int kLayoutId = 3;
 constexpr int kTileRows = 16;
 constexpr int kGroup = 32;  // columns that share a scale in integer activations, and are read at once in weights
 
@@ -63,11 +66,24 @@ struct FormatInfo {
 
 const FormatInfo& info(Format format);
 Format format_by_name(const std::string& name);  // throws std::invalid_argument naming what is supported
+size_t tile_bytes(Format format, int64_t cols);
 
-// Byte offsets inside one tile; codes are at 0.
-struct TileLayout {
-  size_t sub_scales = 0, scales = 0, mins = 0, bytes = 0;
-  TileLayout(Format format, int64_t cols);
+// Where a block of a quantized format keeps what, in bytes from its start, where codes are.
+struct BlockLayout {
+  int64_t groups;      // of kGroup columns
+  int64_t num_scales;  // blocks of the file
+  int64_t group_bytes;
+  int64_t sub_scales, scales, mins, bytes;
+
+  // `elems` columns share a scale.
+  constexpr BlockLayout(int bits, int elems, int sub_scale_bytes, bool has_mins)
+      : groups(elems < 2 * kGroup ? 2 : elems / kGroup),
+        num_scales(groups * kGroup / elems),
+        group_bytes(4 * kTileRows * bits),
+        sub_scales(groups * group_bytes),
+        scales(sub_scales + num_scales * kTileRows * sub_scale_bytes),
+        mins(scales + num_scales * kTileRows * 2),
+        bytes((mins + (has_mins ? num_scales * kTileRows * 2 : 0) + 63) / 64 * 64) {}
 };
 
 class PackedTensor {
@@ -83,16 +99,16 @@ class PackedTensor {
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
   int64_t num_tiles() const { return (rows_ + kTileRows - 1) / kTileRows; }
-  size_t nbytes() const { return layout_.bytes * static_cast<size_t>(num_tiles()); }
-  const TileLayout& layout() const { return layout_; }
+  size_t tile_bytes() const { return tile_bytes_; }
+  size_t nbytes() const { return tile_bytes_ * static_cast<size_t>(num_tiles()); }
   const Memory& memory() const { return data_; }
-  const uint8_t* tile(int64_t t) const { return data_.data() + layout_.bytes * static_cast<size_t>(t); }
+  const uint8_t* tile(int64_t t) const { return data_.data() + tile_bytes_ * static_cast<size_t>(t); }
   std::span<const uint8_t> tiles(int64_t first, int64_t last) const { return {tile(first), tile(last)}; }
 
  private:
   Format format_;
   int64_t rows_, cols_;
-  TileLayout layout_;
+  size_t tile_bytes_;
   Memory data_;
 };
 

@@ -1,40 +1,79 @@
 // What integer linears add up: exact dot products, scaled, of rows that lie in one block of activations.
 #pragma once
 
+#include <cstring>
+
 #include "block_codes.h"
 #include "kernels.h"
+#include "scratch.h"
 
 namespace jinn::JINN_ISA {
 
-// `part` says which of Codes::kScales scales of a group, and which of its columns, is meant.
-template <class Codes>
+// Where the groups of rows begin that lie side by side.
+struct RowPlanes {
+  const uint8_t* codes;
+  const float* scales;
+  const int32_t* sums;
+  const float* scaled_sums;
+  const int32_t* half_sums;
+  const uint8_t* has_low;  // null where codes have no low halves
+};
+
+// Rows from `row` to the end of its block: group g is kActivationRows * g groups or numbers further.
+inline RowPlanes rows_of_block(const Activations& x, int64_t row) {
+  return {x.codes(row),       x.scales(row),    x.sums(row),
+          x.scaled_sums(row), x.half_sums(row), is_wide(x.type) ? x.has_low(row) : nullptr};
+}
+
+// A copy of one row in which group g is g groups or numbers further, until the thread's next. It takes a sixteenth of
+// the lines of the first level of cache, through which weights stream.
+inline RowPlanes copy_row(const Activations& x, int64_t row, int64_t num_groups) {
+  static thread_local Scratch<uint8_t> scratch;
+  const RowPlanes from = rows_of_block(x, row);
+  const int64_t group_bytes = x.group_bytes();
+  uint8_t* codes = scratch.of(num_groups * (group_bytes + 17));
+  float* scales = reinterpret_cast<float*>(codes + num_groups * group_bytes);
+  int32_t* sums = reinterpret_cast<int32_t*>(scales + num_groups);
+  float* scaled_sums = reinterpret_cast<float*>(sums + num_groups);
+  int32_t* half_sums = reinterpret_cast<int32_t*>(scaled_sums + num_groups);
+  uint8_t* has_low = reinterpret_cast<uint8_t*>(half_sums + num_groups);
+  for (int64_t g = 0; g < num_groups; ++g) {
+    const int64_t at = g * kActivationRows;
+    std::memcpy(codes + g * group_bytes, from.codes + at * group_bytes, static_cast<size_t>(group_bytes));
+    scales[g] = from.scales[at];
+    sums[g] = from.sums[at];
+    scaled_sums[g] = from.scaled_sums[at];
+    half_sums[g] = from.half_sums[at];
+    if (from.has_low) has_low[g] = from.has_low[at];
+  }
+  return {codes, scales, sums, scaled_sums, half_sums, from.has_low ? has_low : nullptr};
+}
+
+// Of rows whose groups are `BlockRows` apart. `part` says which of Codes::kScales scales of a group, and which of its
+// columns, is meant.
+template <class Codes, int BlockRows = kActivationRows>
 class RowScales {
  public:
-  RowScales(const Activations& x, int64_t first_row)
-      : scales_(x.scales(first_row)),
-        sums_(x.sums(first_row)),
-        scaled_sums_(x.scaled_sums(first_row)),
-        half_sums_(x.half_sums(first_row)),
-        has_low_(is_wide(x.type) ? x.has_low(first_row) : nullptr) {}
+  explicit RowScales(const RowPlanes& rows) : rows_(rows) {}
 
   // The sum of a row's codes.
   int32_t sum(int64_t group, int part, int row) const {
-    const int64_t at = group * kActivationRows + row;
-    if constexpr (Codes::kScales == 1) return sums_[at];
-    return part == 0 ? half_sums_[at] : sums_[at] - half_sums_[at];
+    const int64_t at = group * BlockRows + row;
+    if constexpr (Codes::kScales == 1) return rows_.sums[at];
+    return part == 0 ? rows_.half_sums[at] : rows_.sums[at] - rows_.half_sums[at];
   }
 
   // Whether any of R rows has low halves in a group.
   template <int R>
   bool any_low(int64_t group, int first) const {
     int any = 0;
-    for (int r = first; r < first + R; ++r) any |= has_low_[group * kActivationRows + r];
+    for (int r = first; r < first + R; ++r) any |= rows_.has_low[group * BlockRows + r];
     return any != 0;
   }
 
   // y, and what the dot product of codes less their offset adds to it.
   f32x16 add(i32x16 dot, f32x16 scale, f32x16 min, int64_t group, int part, int row, f32x16 y) const {
-    const float row_scale = scales_[group * kActivationRows + row];
+    const float row_scale = rows_.scales[group * BlockRows + row];
     y = fma(to_float(dot), scale * row_scale, y);
     if constexpr (Codes::kHasMins) y = fma(min, set1(scaled_sum(group, part, row)), y);
     return y;
@@ -42,16 +81,12 @@ class RowScales {
 
  private:
   float scaled_sum(int64_t group, int part, int row) const {
-    const int64_t at = group * kActivationRows + row;
-    if constexpr (Codes::kScales == 1) return scaled_sums_[at];
-    return scales_[at] * static_cast<float>(sum(group, part, row));
+    const int64_t at = group * BlockRows + row;
+    if constexpr (Codes::kScales == 1) return rows_.scaled_sums[at];
+    return rows_.scales[at] * static_cast<float>(sum(group, part, row));
   }
 
-  const float* scales_;
-  const int32_t* sums_;
-  const float* scaled_sums_;
-  const int32_t* half_sums_;
-  const uint8_t* has_low_;
+  RowPlanes rows_;
 };
 
 }  // namespace jinn::JINN_ISA

@@ -124,13 +124,15 @@ JINN_INLINE Vector load_as(const void* from) {
   return v;
 }
 
-// Asks for a line of 64 bytes, for the second level of cache. GCC drops calls of functions that do no more than
-// __builtin_prefetch.
+// Asks for a line of 64 bytes: for the second level of cache with AMX, whose kernels need the first, elsewhere for the
+// first. GCC drops calls of functions that do no more than __builtin_prefetch.
 JINN_INLINE void prefetch(const uint8_t* from) {
-#if defined(JINN_AVX512) || defined(JINN_AVX2)
+#if defined(JINN_AMX)
   asm volatile("prefetcht1 %0" ::"m"(*from));
+#elif defined(JINN_AVX512) || defined(JINN_AVX2)
+  asm volatile("prefetcht0 %0" ::"m"(*from));
 #else
-  __builtin_prefetch(from, 0, 2);
+  __builtin_prefetch(from);
 #endif
 }
 template <int Lines>
