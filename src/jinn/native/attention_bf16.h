@@ -254,18 +254,15 @@ class BlockProducts {
   template <int Rows, class Words>
   static void multiply_rows(const float* block, int num_steps, Words words, int64_t stride, int num_vecs, float* out) {
     for (int vec = 0; vec < num_vecs; ++vec) {
-      f32x16 y[Rows] = {};
+      f32x16 y[Rows][1] = {};
       for (int step = 0; step < num_steps; ++step) {
+        const uint8_t* const of_vec[1] = {words(step, vec)};
         const float* numbers = block + step / kNumSteps * kBlockStride + step % kNumSteps * kStepCols;
-        add_step<Rows, 1, BlockLayout>(numbers, words(step, vec), stride, kStepWords, y);
+        add_step<Rows, 1, kRowStride>(numbers, of_vec, stride, kStepWords, y);
       }
-      for (int r = 0; r < Rows; ++r) store(out + r * kRowStride + vec * kVecStride, y[r]);
+      for (int r = 0; r < Rows; ++r) store(out + r * kRowStride + vec * kVecStride, y[r][0]);
     }
   }
-
-  struct BlockLayout {
-    static constexpr int kColStride = 1, kTermStride = 0, kRowStride = kPartition;
-  };
 };
 #endif
 

@@ -42,30 +42,39 @@ struct FlushToZero {
 };
 #endif
 
-// Where numbers lie that are multiplied with words: term t of column c of row r is at
-// c * kColStride + r * kRowStride + t * kTermStride. Strides that the compiler knows keep addresses out of registers.
-template <int Rows>
-struct PanelLayout {
-  static constexpr int kColStride = Rows, kRowStride = 1, kTermStride = 0;
-};
-
-// Adds a step, or the `num_words` words that are left of one, to one vector of Rows rows. Word w is at
-// words + w * stride.
-template <int Rows, int Terms, class Layout = PanelLayout<Rows>>
-JINN_INLINE void add_step(const float* panel, const uint8_t* words, int64_t stride, int num_words, f32x16* y) {
-  constexpr int kChains = Rows * Terms, kCol = Layout::kColStride;
-  const auto at = [](int i) { return i / Terms * Layout::kRowStride + i % Terms * Layout::kTermStride; };
-  f32x16 even[kChains] = {}, odd[kChains] = {};
-  for (int w = 0; w < num_words; ++w, words += stride, panel += 2 * kCol) {
-    const u32x16 word = load_as<u32x16>(words);
-    const f32x16 low = bf16_low(word), high = bf16_high(word);
+// Adds a step, or the `num_words` words that are left of one, to `Vecs` vectors of each of Rows rows. Row r's columns
+// are at panel + r * RowStride, a stride that the compiler knows, which keeps addresses out of registers; word w of
+// vector v is at words[v] + w * stride.
+template <int Rows, int Vecs, int RowStride>
+JINN_INLINE void add_step(const float* panel, const uint8_t* const (&words)[Vecs], int64_t stride, int num_words,
+                          f32x16 (*y)[Vecs]) {
+  f32x16 even[Rows][Vecs] = {}, odd[Rows][Vecs] = {};
+  for (int w = 0; w < num_words; ++w, panel += 2) {
+    f32x16 low[Vecs], high[Vecs];
+#pragma GCC unroll 2
+    for (int v = 0; v < Vecs; ++v) {
+      const u32x16 word = load_as<u32x16>(words[v] + w * stride);
+      low[v] = bf16_low(word);
+      high[v] = bf16_high(word);
+    }
 #pragma GCC unroll 12
-    for (int i = 0; i < kChains; ++i) even[i] = fma(low, set1(panel[at(i)]), even[i]);
+    for (int r = 0; r < Rows; ++r) {
+      const f32x16 x = set1(panel[r * RowStride]);
+#pragma GCC unroll 2
+      for (int v = 0; v < Vecs; ++v) even[r][v] = fma(low[v], x, even[r][v]);
+    }
 #pragma GCC unroll 12
-    for (int i = 0; i < kChains; ++i) odd[i] = fma(high, set1(panel[at(i) + kCol]), odd[i]);
+    for (int r = 0; r < Rows; ++r) {
+      const f32x16 x = set1(panel[r * RowStride + 1]);
+#pragma GCC unroll 2
+      for (int v = 0; v < Vecs; ++v) odd[r][v] = fma(high[v], x, odd[r][v]);
+    }
   }
 #pragma GCC unroll 12
-  for (int i = 0; i < kChains; ++i) y[i / Terms] = y[i / Terms] + (even[i] + odd[i]);
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < Vecs; ++v) y[r][v] = y[r][v] + (even[r][v] + odd[r][v]);
+  }
 }
 
 #if defined(JINN_AVX512)
