@@ -21,6 +21,8 @@ struct PartitionWords {
   const uint8_t* keys[kNumGroups];   // of 16 positions: [steps][16 words][16 positions]
   const uint8_t* values[kNumSteps];  // of 32 positions: [16 words][columns], value_stride bytes apart
   int64_t value_stride;
+  int num_next_groups = 0;
+  const uint8_t* next_keys[kNumGroups];  // of the next partition
 };
 
 class PartitionReader {
@@ -35,11 +37,16 @@ class PartitionReader {
   int num_key_steps() const { return num_key_steps_; }
   int num_value_vecs() const { return padded_cols_ / kLanes; }
 
-  // The words of positions start .. end - 1, which lie in one partition; those from end on count as zero in values.
-  void read(int64_t start, int64_t end, PartitionWords& words) {
+  // The words of positions start .. end - 1, which lie in one partition; those from end on count as zero in values. The
+  // keys of the next partition end at `last`.
+  void read(int64_t start, int64_t end, int64_t last, PartitionWords& words) {
     words.value_stride = 4 * padded_cols_;
     for (int g = 0; start + g * kLanes < end; ++g) words.keys[g] = key_group(start + g * kLanes, g);
     for (int s = 0; start + s * kStepCols < end; ++s) words.values[s] = value_step(start + s * kStepCols, end, s);
+    words.num_next_groups = 0;
+    for (int64_t next = start + kPartition; next < last && words.num_next_groups < kNumGroups; next += kLanes) {
+      words.next_keys[words.num_next_groups++] = key_words(next);
+    }
   }
 
  private:
@@ -291,7 +298,7 @@ class Bf16Attention {
       values_ = scratch(1).of(count * padded_cols());
       const int64_t longest = longest_limit(rows_, count);
       for (int64_t start = 0; start < longest; start += kPartition) {
-        reader_.read(start, start + kPartition < longest ? start + kPartition : longest, words_);
+        reader_.read(start, start + kPartition < longest ? start + kPartition : longest, longest, words_);
         for (int r = 0; r < count; r += kMaxRows) {
           if (count - r > kRows) {
             add_partition<kMaxBlocks>(r, count - r < kMaxRows ? count - r : kMaxRows, start);
@@ -304,6 +311,12 @@ class Bf16Attention {
   }
 
  private:
+#if defined(JINN_AMX)
+  static constexpr int kFewRows = 0;  // none: tiles of queries have been fast enough
+#else
+  static constexpr int kFewRows = 8;
+#endif
+  static constexpr int kStepBytes = 64 * kStepWords;
   static constexpr int kRows = BlockProducts::kRows, kMaxBlocks = BlockProducts::kMaxBlocks;
   static constexpr int kMaxRows = kMaxBlocks * kRows, kVecRows = (kMaxRows + kLanes - 1) / kLanes * kLanes;
 
@@ -355,9 +368,24 @@ class Bf16Attention {
     for (int g = 0; g < num_groups; g += kVecs) {
       products_.multiply<Blocks>(
           queries, query_size_, count, reader_.num_key_steps(),
-          [&](int step, int vec) { return words_.keys[g + vec] + 64 * kStepWords * step; }, 64,
-          num_groups - g < kVecs ? num_groups - g : kVecs, scores_ + g * BlockProducts::kVecStride);
+          [&](int step, int vec) {
+            if (count <= kFewRows) fetch_values((g + vec) * reader_.num_key_steps() + step, num_groups);
+            return words_.keys[g + vec] + kStepBytes * step;
+          },
+          64, num_groups - g < kVecs ? num_groups - g : kVecs, scores_ + g * BlockProducts::kVecStride);
     }
+  }
+
+  // Few rows wait for memory: the values of a partition are asked for while its keys are multiplied, the keys of the
+  // next one while its values are, a kilobyte for each that is multiplied.
+  void fetch_values(int at, int num_groups) const {
+    const int vecs = reader_.num_value_vecs();
+    if (at < (num_groups + 1) / 2 * vecs) prefetch<kStepWords>(words_.values[at / vecs] + at % vecs * kStepBytes);
+  }
+  void fetch_keys(int at) const {
+    const int steps = reader_.num_key_steps();
+    if (at < words_.num_next_groups * steps)
+      prefetch<kStepWords>(words_.next_keys[at / steps] + at % steps * kStepBytes);
   }
 
   static float maximum(const float* scores, int keys) {
@@ -407,8 +435,11 @@ class Bf16Attention {
     const int vecs = reader_.num_value_vecs() - first_vec < kVecs ? reader_.num_value_vecs() - first_vec : kVecs;
     products_.multiply<Blocks>(
         scores_, BlockProducts::kBlockStride, count, num_steps,
-        [&](int step, int vec) { return words_.values[step] + 64 * (first_vec + vec); }, words_.value_stride, vecs,
-        sums_);
+        [&](int step, int vec) {
+          if (count <= kFewRows) fetch_keys((first_vec + vec) * num_steps + step);
+          return words_.values[step] + 64 * (first_vec + vec);
+        },
+        words_.value_stride, vecs, sums_);
     for (int r = 0; r < count; ++r) {
       const AttentionRow& row = rows_[first_row + r];
       const f32x16 before = set1(before_[r]), now = set1(now_[r]), inverse = set1(inverse_[r]);
