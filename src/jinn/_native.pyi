@@ -5,7 +5,7 @@ import numpy
 from numpy.typing import NDArray
 
 
-layout_id: int = 2
+layout_id: int = 3
 
 group_size: int = 32
 
