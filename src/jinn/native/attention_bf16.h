@@ -21,7 +21,7 @@ struct PartitionWords {
   const uint8_t* keys[kNumGroups];   // of 16 positions: [steps][16 words][16 positions]
   const uint8_t* values[kNumSteps];  // of 32 positions: [16 words][columns], value_stride bytes apart
   int64_t value_stride;
-  int num_next_groups = 0;
+  int num_next_groups;
   const uint8_t* next_keys[kNumGroups];  // of the next partition
 };
 
@@ -37,14 +37,17 @@ class PartitionReader {
   int num_key_steps() const { return num_key_steps_; }
   int num_value_vecs() const { return padded_cols_ / kLanes; }
 
-  // The words of positions start .. end - 1, which lie in one partition; those from end on count as zero in values. The
-  // keys of the next partition end at `last`.
-  void read(int64_t start, int64_t end, int64_t last, PartitionWords& words) {
+  // The words of positions start .. end - 1, which lie in one partition; those from end on count as zero in values.
+  void read(int64_t start, int64_t end, PartitionWords& words) {
     words.value_stride = 4 * padded_cols_;
     for (int g = 0; start + g * kLanes < end; ++g) words.keys[g] = key_group(start + g * kLanes, g);
     for (int s = 0; start + s * kStepCols < end; ++s) words.values[s] = value_step(start + s * kStepCols, end, s);
+  }
+
+  // The keys of the partition that follows the one at `start`, up to position end - 1.
+  void find_next_keys(int64_t start, int64_t end, PartitionWords& words) const {
     words.num_next_groups = 0;
-    for (int64_t next = start + kPartition; next < last && words.num_next_groups < kNumGroups; next += kLanes) {
+    for (int64_t next = start + kPartition; next < end && words.num_next_groups < kNumGroups; next += kLanes) {
       words.next_keys[words.num_next_groups++] = key_words(next);
     }
   }
@@ -297,8 +300,10 @@ class Bf16Attention {
       split_queries(count);
       values_ = scratch(1).of(count * padded_cols());
       const int64_t longest = longest_limit(rows_, count);
+      is_fetched_ahead_ = count <= kFewRows;
       for (int64_t start = 0; start < longest; start += kPartition) {
-        reader_.read(start, start + kPartition < longest ? start + kPartition : longest, longest, words_);
+        reader_.read(start, start + kPartition < longest ? start + kPartition : longest, words_);
+        if (is_fetched_ahead_) reader_.find_next_keys(start, longest, words_);
         for (int r = 0; r < count; r += kMaxRows) {
           if (count - r > kRows) {
             add_partition<kMaxBlocks>(r, count - r < kMaxRows ? count - r : kMaxRows, start);
@@ -369,7 +374,7 @@ class Bf16Attention {
       products_.multiply<Blocks>(
           queries, query_size_, count, reader_.num_key_steps(),
           [&](int step, int vec) {
-            if (count <= kFewRows) fetch_values((g + vec) * reader_.num_key_steps() + step, num_groups);
+            if (is_fetched_ahead_) fetch_values((g + vec) * reader_.num_key_steps() + step, num_groups);
             return words_.keys[g + vec] + kStepBytes * step;
           },
           64, num_groups - g < kVecs ? num_groups - g : kVecs, scores_ + g * BlockProducts::kVecStride);
@@ -384,8 +389,8 @@ class Bf16Attention {
   }
   void fetch_keys(int at) const {
     const int steps = reader_.num_key_steps();
-    if (at < words_.num_next_groups * steps)
-      prefetch<kStepWords>(words_.next_keys[at / steps] + at % steps * kStepBytes);
+    if (at >= words_.num_next_groups * steps) return;
+    prefetch<kStepWords>(words_.next_keys[at / steps] + at % steps * kStepBytes);
   }
 
   static float maximum(const float* scores, int keys) {
@@ -436,7 +441,7 @@ class Bf16Attention {
     products_.multiply<Blocks>(
         scores_, BlockProducts::kBlockStride, count, num_steps,
         [&](int step, int vec) {
-          if (count <= kFewRows) fetch_keys((first_vec + vec) * num_steps + step);
+          if (is_fetched_ahead_) fetch_keys((first_vec + vec) * num_steps + step);
           return words_.values[step] + 64 * (first_vec + vec);
         },
         words_.value_stride, vecs, sums_);
@@ -470,6 +475,7 @@ class Bf16Attention {
   PartitionReader reader_{piece_};
   BlockProducts products_{static_cast<int>(num_rows(piece_) < kRows ? num_rows(piece_) : kRows)};
   PartitionWords words_;
+  bool is_fetched_ahead_ = false;  // the whole piece has few rows
   AttentionRow rows_[kPieceRows];
   float* queries_ = nullptr;  // of blocks
   int64_t query_size_ = 0;    // of a block
