@@ -156,16 +156,20 @@ def test_integer_groups_round_each_row_by_itself(activations, levels):
         assert torch.equal(integer_groups(x[row : row + 1], activations), rounded[row : row + 1])
 
 
-def test_mixed_groups_with_an_outlier_have_12_bits():
-    x = torch.ones(3, 96)
-    x[0, 40] = 5.5  # 30.25 of 61.25: not quite half
-    x[1, 40] = 5.6  # 31.36 of 62.36
-    x[2, 40] = -100.0
-    by_8, by_12 = integer_groups(x, "int8"), integer_groups(x, "int12")
+def test_mixed_groups_leave_outliers_alone():
+    x = 1 + torch.rand(4, 96, generator=torch.Generator().manual_seed(0)) / 100
+    x[0, 40] = 5.5  # 30.25 of some 61.5: not quite half
+    x[1, 40] = 5.8  # 33.64 of some 64.9
+    x[2, 40], x[2, 63] = -100.0, 9.5
+    x[3, 40], x[3, 50], x[3, 63] = 1e4, 1e3, 100.0
     rounded = integer_groups(x, "mixed")
-    assert torch.equal(rounded[0], by_8[0])
-    assert torch.equal(rounded[1:, 32:64], by_12[1:, 32:64])
-    assert not torch.equal(by_8[:, 32:64], by_12[:, 32:64])
+    assert torch.equal(rounded[0], integer_groups(x[:1], "int8")[0])
+    for row, outliers in ((1, [40]), (2, [40, 63]), (3, [40, 50])):
+        rest = x[row : row + 1].clone()
+        rest[0, outliers] = 0
+        expected = integer_groups(rest, "int8")[0]
+        expected[outliers] = x[row, outliers]
+        assert torch.equal(rounded[row], expected)
 
 
 def test_activations_are_rounded_only_where_a_kernel_would():

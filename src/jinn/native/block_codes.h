@@ -57,6 +57,13 @@ struct PlainCodes {
     }
   }
 
+  // The codes of one column of a group.
+  JINN_INLINE u32x16 load_code(const uint8_t* codes, uint32_t col) {
+    u32x16 code = load_field<LowBits>(codes, col);
+    if constexpr (HighBits > 0) code |= load_field<HighBits>(codes + 4 * kLanes * LowBits, col) << LowBits;
+    return code;
+  }
+
  private:
   // The fields of as many words as they have bits, each in a byte of its own, `to` bits up.
   template <int Bits>
@@ -69,6 +76,13 @@ struct PlainCodes {
       out[w] = shifted(word, to - Bits * (w % kPerByte)) & mask;
     }
   }
+
+  template <int Bits>
+  JINN_INLINE u32x16 load_field(const uint8_t* from, uint32_t col) {
+    constexpr int kPerByte = 8 / Bits;
+    const uint32_t word = col / 4, shift = 8 * (col % 4) + Bits * (word % kPerByte);
+    return (load_as<u32x16>(from + 4 * kLanes * (word / kPerByte)) >> (u32x16{} + shift)) & ((1u << Bits) - 1);
+  }
 };
 
 // Codes of 4 bits that stand for the 16 values of llama.cpp's kvalues_iq4nl, here 128 higher.
@@ -78,10 +92,15 @@ struct CodebookCodes {
   static constexpr int kOffset = 128;
 
   JINN_INLINE void load_group(const uint8_t* codes, u32x16* words) {
-    static constexpr uint8_t kCodebook[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
     PlainCodes<4, 0, 0>::load_group(codes, words);
     for (int w = 0; w < kGroupWords; ++w) words[w] = look_up(kCodebook, words[w]);
   }
+  JINN_INLINE u32x16 load_code(const uint8_t* codes, uint32_t col) {
+    return look_up(kCodebook, PlainCodes<4, 0, 0>::load_code(codes, col)) & 255u;
+  }
+
+ private:
+  static constexpr uint8_t kCodebook[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 };
 
 // A scale, and a minimum, per group.
@@ -182,16 +201,28 @@ template <class Codes, class Scales>
 struct BlockCodes : Codes, Scales {
   static constexpr BlockLayout kLayout{Codes::kBits, Scales::kElems, Scales::kSubScaleBytes, Scales::kHasMins};
 
-  JINN_INLINE const uint8_t* block(const Tile& tile, int64_t group) {
-    return tile.words + group / kLayout.groups * kLayout.bytes;
-  }
   JINN_INLINE void load_codes(const Tile& tile, int64_t group, u32x16* words) {
-    Codes::load_group(block(tile, group) + group % kLayout.groups * kLayout.group_bytes, words);
+    Codes::load_group(codes(tile, group), words);
   }
   JINN_INLINE void load_scales(const Tile& tile, int64_t group, f32x16* scale, f32x16* min) {
     const uint8_t* from = block(tile, group);
     const int at = static_cast<int>(group % kLayout.groups);
     Scales::load_scales({from + kLayout.sub_scales, from + kLayout.scales, from + kLayout.mins, at}, scale, min);
+  }
+  // The weights of one column of a group, whose scales and minima are loaded.
+  JINN_INLINE f32x16 load_column(const Tile& tile, int64_t group, uint32_t col, const f32x16* scales,
+                                 const f32x16* mins) {
+    const uint32_t part = Scales::kScales > 1 ? col / (kGroup / Scales::kScales) : 0;
+    const f32x16 code = to_float((i32x16)Codes::load_code(codes(tile, group), col) - Codes::kOffset);
+    return Scales::kHasMins ? fma(code, scales[part], mins[part]) : code * scales[part];
+  }
+
+ private:
+  JINN_INLINE const uint8_t* block(const Tile& tile, int64_t group) {
+    return tile.words + group / kLayout.groups * kLayout.bytes;
+  }
+  JINN_INLINE const uint8_t* codes(const Tile& tile, int64_t group) {
+    return block(tile, group) + group % kLayout.groups * kLayout.group_bytes;
   }
 };
 

@@ -69,7 +69,8 @@ int64_t activation_stride(ActivationType type, int64_t cols) {
   int64_t bytes = 4 * cols;
   if (type == ActivationType::BF16) bytes = (cols + 1) / 2 * 4;
   if (type == ActivationType::Int8) bytes = cols + cols / kGroup * 16;
-  if (is_wide(type)) bytes = 2 * cols + cols / kGroup * 17;
+  if (type == ActivationType::Mixed) bytes = cols + cols / kGroup * (16 + 5 * kMaxOutliers);
+  if (type == ActivationType::Int12) bytes = 2 * cols + cols / kGroup * 16;
   return (bytes + 63) / 64 * 64;
 }
 

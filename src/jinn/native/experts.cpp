@@ -82,7 +82,10 @@ void copy_row(const Activations& from, int64_t row, const Activations& to, int64
     to.sums(to_row)[at] = from.sums(row)[at];
     to.scaled_sums(to_row)[at] = from.scaled_sums(row)[at];
     to.half_sums(to_row)[at] = from.half_sums(row)[at];
-    if (is_wide(from.type)) to.has_low(to_row)[at] = from.has_low(row)[at];
+    for (int i = 0; i < kMaxOutliers && from.type == ActivationType::Mixed; ++i) {
+      to.outliers(to_row, i)[at] = from.outliers(row, i)[at];
+      to.outlier_cols(to_row, i)[at] = from.outlier_cols(row, i)[at];
+    }
   }
 }
 

@@ -22,20 +22,21 @@ struct Matrix {
 };
 
 constexpr int kActivationRows = 16;
+constexpr int kMaxOutliers = 2;  // of a group of a row of type Mixed
 
 // How a linear's input is held while weights read it.
 enum class ActivationType { F32, BF16, Int8, Mixed, Int12 };
-constexpr bool is_wide(ActivationType type) { return type == ActivationType::Mixed || type == ActivationType::Int12; }
-constexpr bool is_integer(ActivationType type) { return type == ActivationType::Int8 || is_wide(type); }
+constexpr bool is_integer(ActivationType type) { return type >= ActivationType::Int8; }
 
 // Rows of activations, `stride` bytes each. F32: as they are, or rounded to bf16. BF16: pairs, padded to even.
 //
 // Integers share a scale in groups of 32 columns: x = scale * code, |code| <= 127 (Int8) or 2032 (Int12). Int12 codes
-// are kept as two int8, code = kHigh * high + low. Mixed is Int12 where one number outweighs the rest of its group, and
-// elsewhere code = kHigh * high. Rows come in blocks of 16, so that what a kernel needs of 16 rows lies side by side:
-// per group [16][32 codes of Int8, or 32 high and 32 low], then per group [16] scales (f32), [16] sums of the codes
-// (i32), [16] scaled sums (f32) and [16] sums of the first half's codes (i32), then, of wide ones, per group [16]
-// bytes: 1 where there are low halves.
+// are kept as two int8, code = kHigh * high + low. Mixed is Int8, but a number that outweighs the rest of its group, an
+// outlier, is held in float32 beside a code of 0; so is then one that outweighs the rest without it. Rows come in
+// blocks of 16, so that what a kernel needs of 16 rows lies side by side: per group [16][32 codes, or of Int12 32 high
+// and 32 low], then per group [16] scales (f32), [16] sums of the codes (i32), [16] scaled sums (f32) and [16] sums of
+// the first half's codes (i32), then, of Mixed, for each of kMaxOutliers per group [16] outliers (f32, 0 where there is
+// none), and for each per group [16] bytes: their columns in the group.
 struct Activations {
   uint8_t* data = nullptr;
   int64_t stride = 0;
@@ -44,7 +45,7 @@ struct Activations {
   int64_t first_col = 0;  // that kernels see; a whole group of integers, a whole pair of BF16
 
   uint8_t* row(int64_t r) const { return data + r * stride + first_col * (type == ActivationType::BF16 ? 2 : 4); }
-  int64_t group_bytes() const { return is_wide(type) ? 2 * kGroup : kGroup; }  // of codes
+  int64_t group_bytes() const { return type == ActivationType::Int12 ? 2 * kGroup : kGroup; }  // of codes
   // Of group 0; group g is kActivationRows * g groups or numbers further.
   uint8_t* codes(int64_t r) const {
     return block(r) + (first_col / kGroup * kActivationRows + r % kActivationRows) * group_bytes();
@@ -53,8 +54,9 @@ struct Activations {
   int32_t* sums(int64_t r) const { return plane<int32_t>(r, 1); }
   float* scaled_sums(int64_t r) const { return plane<float>(r, 2); }
   int32_t* half_sums(int64_t r) const { return plane<int32_t>(r, 3); }
-  uint8_t* has_low(int64_t r) const {
-    return reinterpret_cast<uint8_t*>(planes(r) + 4 * cols / kGroup * kActivationRows) + number(r, 0);
+  float* outliers(int64_t r, int i) const { return plane<float>(r, 4 + i); }
+  uint8_t* outlier_cols(int64_t r, int i) const {
+    return reinterpret_cast<uint8_t*>(planes(r) + (4 + kMaxOutliers) * plane_size()) + number(r, i);
   }
 
  private:
@@ -64,11 +66,10 @@ struct Activations {
     return reinterpret_cast<Number*>(planes(r) + number(r, index));
   }
   // Of four bytes each, after the codes.
-  uint32_t* planes(int64_t r) const {
-    return reinterpret_cast<uint32_t*>(block(r) + cols / kGroup * kActivationRows * group_bytes());
-  }
+  uint32_t* planes(int64_t r) const { return reinterpret_cast<uint32_t*>(block(r) + plane_size() * group_bytes()); }
+  int64_t plane_size() const { return cols / kGroup * kActivationRows; }
   int64_t number(int64_t r, int64_t plane) const {
-    return (plane * cols + first_col) / kGroup * kActivationRows + r % kActivationRows;
+    return plane * plane_size() + first_col / kGroup * kActivationRows + r % kActivationRows;
   }
 };
 

@@ -14,7 +14,7 @@
 #include "block_codes.h"
 #include "kernels.h"
 #include "linear_store.h"
-#include "row_scales.h"
+#include "row_chunks.h"
 #include "vec.h"
 
 namespace jinn::JINN_ISA {
@@ -92,9 +92,9 @@ class AmxKernel {
                                          : Codes::kScales == 1 ? 8
                                                                : 9;  // fewer are as fast in vectors
 
-  // Rows first_row .. last_row - 1 by `Tiles` tiles: whole blocks, at most kMaxRows in all, or part of one.
+  // Chunks of at most kMaxRows rows in all by `Tiles` tiles: whole blocks, or part of one.
   template <int Tiles>
-  void run(const LinearPiece& piece, int64_t first_tile, int64_t first_row, int64_t last_row) {
+  void run(const LinearPiece& piece, int64_t first_tile, std::span<const RowChunk> chunks) {
     const int64_t num_groups = piece.weight->cols() / kGroup;
     const Prefetcher<Codes, Tiles> prefetcher(*piece.weight);
     for (int64_t group = 0; group < num_groups; group += kBatchGroups) {
@@ -104,25 +104,24 @@ class AmxKernel {
         for (int i = 0; i < count; ++i) prefetcher.fetch(tile, group + i);
         widen(tile, group, count, weights_[t]);
       }
-      int64_t row = first_row;
-      for (; row + kMaxBlocks * kAmxRows <= last_row; row += kMaxBlocks * kAmxRows) {
-        add_batch<kMaxBlocks, Tiles>(piece.input, row, row - first_row, kAmxRows, group, count);
+      size_t block = 0;
+      for (; block + kMaxBlocks <= chunks.size(); block += kMaxBlocks) {
+        add_batch<kMaxBlocks, Tiles>(piece, first_tile, &chunks[block], group, count, &y_[block]);
       }
-      if (row < last_row) {
-        const int num_rows = static_cast<int>(last_row - row);
-        add_batch<1, Tiles>(piece.input, row, row - first_row, num_rows, group, count);
-      }
+      if (block < chunks.size()) add_batch<1, Tiles>(piece, first_tile, &chunks[block], group, count, &y_[block]);
     }
-    for (int64_t row = first_row; row < last_row; ++row) {
-      const int64_t i = row - first_row;
-      for (int tile = 0; tile < Tiles; ++tile) {
-        store_tile(piece, first_tile + tile, row, y_[i / kAmxRows][tile][i % kAmxRows]);
+    for (size_t block = 0; block < chunks.size(); ++block) {
+      for (int r = 0; r < chunks[block].num_rows; ++r) {
+        for (int tile = 0; tile < Tiles; ++tile) {
+          store_tile(piece, first_tile + tile, chunks[block].first_row + r, y_[block][tile][r]);
+        }
       }
     }
   }
 
  private:
   static constexpr int kMaxTiles = 2;
+  using BlockSums = f32x16[kMaxTiles][kAmxRows];
   static constexpr int kMaxBlocks = 2 / kHalves;  // of rows that are multiplied together
   static constexpr int kBatchGroups = 2;          // that are multiplied before they are scaled
   static constexpr int kBatch = kBatchGroups * Codes::kScales;
@@ -156,26 +155,28 @@ class AmxKernel {
     finish_stores(out.codes);
   }
 
-  // `num_rows` of each block.
+  // Adds `count` groups to the y of `Blocks` chunks.
   template <int Blocks, int Tiles>
-  void add_batch(const Activations& input, int64_t first_row, int64_t first_y, int num_rows, int64_t first_group,
-                 int count) {
+  void add_batch(const LinearPiece& piece, int64_t first_tile, const RowChunk* chunks, int64_t first_group, int count,
+                 BlockSums* y) {
     constexpr int kSums = Blocks * kHalves * Tiles;
     const uint8_t* rows[Blocks * kHalves];
     for (int i = 0; i < Blocks * kHalves; ++i) {
-      rows[i] = input.codes(first_row + i / kHalves * kAmxRows) + first_group * kBlockBytes + i % kHalves * kGroup;
+      rows[i] = chunks[i / kHalves].planes.codes + first_group * kBlockBytes + i % kHalves * kGroup;
     }
     for (int at = 0; at < count * Codes::kScales; ++at) multiply<Tiles, kSums, 0>(rows, at);
     store_rest<1, kSums>(count * Codes::kScales - 1);
     for (int block = 0; block < Blocks; ++block) {
-      const RowScales<Codes> row_scales(rows_of_block(input, first_row + block * kAmxRows));
       for (int tile = 0; tile < Tiles; ++tile) {
         const int sum = block * kHalves * Tiles + tile;
-        f32x16* y = y_[first_y / kAmxRows + block][tile];
-        if (num_rows == kAmxRows) {
-          scale<Tiles>(row_scales, sum, weights_[tile], first_group, count, y);
-        } else {
-          scale_rows<Tiles>(row_scales, sum, weights_[tile], num_rows, first_group, count, y);
+        if (chunks[block].starts == nullptr) {
+          scale<Tiles>(chunks[block], sum, weights_[tile], first_group, 0, count, y[block][tile]);
+          continue;
+        }
+        for (int i = 0; i < count; ++i) {  // a group's outliers come before the next group
+          scale<Tiles>(chunks[block], sum, weights_[tile], first_group, i, i + 1, y[block][tile]);
+          add_outliers(chunks[block], Tile(*piece.weight, first_tile + tile), weights_[tile], first_group, i,
+                       y[block][tile]);
         }
       }
     }
@@ -208,14 +209,26 @@ class AmxKernel {
     }
   }
 
-  // Adds a batch's dot products, the first of them in sums `sum`, to one block by one tile.
+  // Adds the dot products of groups first .. last - 1 of a batch, in sums from `sum` on, to one chunk by one tile.
   template <int Tiles>
-  void scale(const RowScales<Codes>& row_scales, int sum, const Weights& weights, int64_t first_group, int count,
+  void scale(const RowChunk& chunk, int sum, const Weights& weights, int64_t first_group, int first, int last,
              f32x16* y) const {
+    const RowScales<Codes> row_scales(chunk.planes);
+    const bool is_start = first_group + first == 0;
+    if (chunk.num_rows < kAmxRows) {
+      for (int r = 0; r < chunk.num_rows; ++r) {
+        f32x16 of_row = is_start ? f32x16{} : y[r];
+        for (int at = first * Codes::kScales; at < last * Codes::kScales; ++at) {
+          of_row = add<Tiles>(row_scales, sum, weights, first_group, at, r, of_row);
+        }
+        y[r] = of_row;
+      }
+      return;
+    }
     f32x16 of_rows[kAmxRows];
 #pragma GCC unroll 16
-    for (int r = 0; r < kAmxRows; ++r) of_rows[r] = first_group == 0 ? f32x16{} : y[r];
-    for (int at = 0; at < count * Codes::kScales; ++at) {
+    for (int r = 0; r < kAmxRows; ++r) of_rows[r] = is_start ? f32x16{} : y[r];
+    for (int at = first * Codes::kScales; at < last * Codes::kScales; ++at) {
 #pragma GCC unroll 16
       for (int r = 0; r < kAmxRows; ++r) {
         of_rows[r] = add<Tiles>(row_scales, sum, weights, first_group, at, r, of_rows[r]);
@@ -225,17 +238,13 @@ class AmxKernel {
     for (int r = 0; r < kAmxRows; ++r) y[r] = of_rows[r];
   }
 
-  // The same for the first `num_rows` of a block.
-  template <int Tiles>
-  void scale_rows(const RowScales<Codes>& row_scales, int sum, const Weights& weights, int num_rows,
-                  int64_t first_group, int count, f32x16* y) const {
-    for (int r = 0; r < num_rows; ++r) {
-      f32x16 of_row = first_group == 0 ? f32x16{} : y[r];
-      for (int at = 0; at < count * Codes::kScales; ++at) {
-        of_row = add<Tiles>(row_scales, sum, weights, first_group, at, r, of_row);
-      }
-      y[r] = of_row;
-    }
+  // Adds the products of the outliers of group `i` of a batch.
+  static void add_outliers(const RowChunk& chunk, const Tile& tile, const Weights& weights, int64_t first_group, int i,
+                           f32x16* y) {
+    const f32x16 *scales = weights.scales + i * Codes::kScales, *mins = weights.mins + i * Codes::kScales;
+    chunk.outliers_of(first_group + i, [&](float outlier, uint32_t col, uint32_t row) {
+      y[row] = fma(set1(outlier), Codes::load_column(tile, first_group + i, col, scales, mins), y[row]);
+    });
   }
 
   // What step `at` of a batch adds to y of row r.
@@ -250,7 +259,7 @@ class AmxKernel {
 
   Weights weights_[kMaxTiles];
   alignas(64) i32x16 sums_[kBatch][4][kAmxRows];
-  f32x16 y_[kMaxRows / kAmxRows][kMaxTiles][kAmxRows];
+  BlockSums y_[kMaxRows / kAmxRows];
 };
 
 // Rows first_row .. last_row - 1 of a piece by all its tiles: whole blocks, or part of one.
@@ -262,9 +271,10 @@ void amx_blocks(const LinearPiece& piece, int64_t first_row, int64_t last_row) {
   Kernel kernel;
   for (int64_t first = first_row; first < last_row; first += Kernel::kMaxRows) {
     const int64_t last = last_row - first < Kernel::kMaxRows ? last_row : first + Kernel::kMaxRows;
+    const auto chunks = chunks_of<kAmxRows, kAmxRows>(piece.input, piece.weight->cols() / kGroup, first, last);
     int64_t tile = piece.first_tile;
-    for (; tile + 2 <= piece.last_tile; tile += 2) kernel.template run<2>(piece, tile, first, last);
-    if (tile < piece.last_tile) kernel.template run<1>(piece, tile, first, last);
+    for (; tile + 2 <= piece.last_tile; tile += 2) kernel.template run<2>(piece, tile, chunks);
+    if (tile < piece.last_tile) kernel.template run<1>(piece, tile, chunks);
   }
 }
 

@@ -1,13 +1,13 @@
 // y = x W^T for quantized weights and integer activations, in groups of 32 columns.
 //
 // Per output and scale: an exact integer dot product, then y += float(dot) * (scale * activation scale), and for
-// formats with minima y += min * scaled sum of the activations. Groups are added in order, so a number does not depend
-// on how many rows or tiles are computed beside it.
+// formats with minima y += min * scaled sum of the activations. Groups are added in order, each before its outliers, so
+// a number does not depend on how many rows or tiles are computed beside it.
 #include "block_codes.h"
 #include "kernels.h"
 #include "linear_store.h"
 #include "ops.h"
-#include "row_scales.h"
+#include "row_chunks.h"
 #include "vec.h"
 #if defined(JINN_AMX)
 #include "linear_amx.h"
@@ -94,7 +94,6 @@ class RowsKernel {
   __attribute__((always_inline)) void add(const GroupWeights<Codes>* weights, int64_t group, int first,
                                           f32x16* y) const {
     const uint8_t* codes = codes_ + (group * BlockRows + first) * kRowBytes;
-    const bool any_low = IsWide && row_scales_.template any_low<R>(group, first);
 #pragma GCC unroll 2
     for (int part = 0; part < Codes::kScales; ++part, codes += kCols) {
       constexpr int kWords = kCols / 4;
@@ -106,9 +105,7 @@ class RowsKernel {
 #pragma GCC unroll 4
           for (int r = 0; r < R; ++r) dots[t][r] *= kHigh;
         }
-        if (any_low) {
-          add_products<Codes::kByteBits, kWords, kRowBytes, R, Tiles>(weights, part * kWords, codes + kGroup, dots);
-        }
+        add_products<Codes::kByteBits, kWords, kRowBytes, R, Tiles>(weights, part * kWords, codes + kGroup, dots);
       }
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
@@ -131,11 +128,26 @@ class RowsKernel {
   const uint8_t* codes_;
 };
 
-// `Tiles` tiles, `Shared` of them at once, for `Rows` rows of activations, R of them at once.
+// Adds the products of one group's outliers to y [chunk.num_rows][Tiles].
+template <class Codes, int Tiles>
+JINN_INLINE void add_outliers(const RowChunk& chunk, const LinearPiece& piece, int64_t first_tile,
+                              const GroupWeights<Codes>* weights, int64_t group, f32x16* y) {
+  chunk.outliers_of(group, [&](float outlier, uint32_t col, uint32_t row) {
+#pragma GCC unroll 2
+    for (int t = 0; t < Tiles; ++t) {
+      f32x16& to = y[row * Tiles + t];
+      const Tile tile(*piece.weight, first_tile + t);
+      const f32x16 column = Codes::load_column(tile, group, col, weights[t].scales, weights[t].mins);
+      to = fma(set1(outlier), column, to);
+    }
+  });
+}
+
+// `Tiles` tiles, `Shared` of them at once, for a chunk of `Rows` rows, R of them at once.
 template <class Codes, bool IsWide, int Rows, int R, int Tiles, int Shared, int BlockRows = kActivationRows>
-void tile_rows(const LinearPiece& piece, const RowPlanes& rows, int64_t first_tile, int64_t first_row) {
+void tile_rows(const LinearPiece& piece, const RowChunk& chunk, int64_t first_tile) {
   const Prefetcher<Codes, Tiles> prefetcher(*piece.weight);
-  const RowsKernel<Codes, IsWide, R, Shared, BlockRows> kernel(rows);
+  const RowsKernel<Codes, IsWide, R, Shared, BlockRows> kernel(chunk.planes);
   f32x16 y[Tiles / Shared][Rows][Shared] = {};
   for (int64_t g = 0, end = piece.weight->cols() / kGroup; g < end; ++g) {
 #pragma GCC unroll 4
@@ -149,53 +161,43 @@ void tile_rows(const LinearPiece& piece, const RowPlanes& rows, int64_t first_ti
       }
 #pragma GCC unroll 1
       for (int row = 0; row < Rows; row += R) kernel.add(weights, g, row, y[t / Shared][row]);
+      if constexpr (!IsWide) add_outliers<Codes, Shared>(chunk, piece, first_tile + t, weights, g, y[t / Shared][0]);
     }
   }
 #pragma GCC unroll 4
   for (int t = 0; t < Tiles; ++t) {
 #pragma GCC unroll 4
-    for (int r = 0; r < Rows; ++r) store_tile(piece, first_tile + t, first_row + r, y[t / Shared][r][t % Shared]);
+    for (int r = 0; r < Rows; ++r) store_tile(piece, first_tile + t, chunk.first_row + r, y[t / Shared][r][t % Shared]);
   }
 }
 
-// All tiles from `tile` on for one row, `Tiles` at a time.
+// All tiles from `tile` on for one row, which lies close together, `Tiles` at a time.
 template <class Codes, bool IsWide, int Tiles>
-void one_row(const LinearPiece& piece, const RowPlanes& copy, int64_t tile, int64_t row) {
+void one_row(const LinearPiece& piece, const RowChunk& row, int64_t tile) {
   for (; tile + Tiles <= piece.last_tile; tile += Tiles) {
-    tile_rows<Codes, IsWide, 1, 1, Tiles, 1, 1>(piece, copy, tile, row);
+    tile_rows<Codes, IsWide, 1, 1, Tiles, 1, 1>(piece, row, tile);
   }
-  if constexpr (Tiles > 1) one_row<Codes, IsWide, Tiles / 2>(piece, copy, tile, row);
+  if constexpr (Tiles > 1) one_row<Codes, IsWide, Tiles / 2>(piece, row, tile);
 }
 
-// `Tiles` tiles for R rows, or as many as are left.
-template <class Codes, bool IsWide, int R, int Tiles>
-void rest_of_rows(const LinearPiece& piece, int64_t tile, int64_t row) {
-  if constexpr (R > 1) {
-    if (row + R > piece.last_row) return rest_of_rows<Codes, IsWide, R - 1, Tiles>(piece, tile, row);
-  }
-  tile_rows<Codes, IsWide, R, R, Tiles, Tiles>(piece, rows_of_block(piece.input, row), tile, row);
-}
-
-// `Tiles` tiles for all rows from `row` on, `Rows` of them for each loading of weights, then fewer.
+// `Tiles` tiles for a chunk of at most `Rows` rows.
 template <class Codes, bool IsWide, int Rows, int Tiles>
-void all_rows(const LinearPiece& piece, int64_t tile, int64_t row) {
-  if constexpr (Rows > kMaxRows) {
-    for (; row + Rows <= piece.last_row; row += Rows) {
-      tile_rows<Codes, IsWide, Rows, kMaxRows, Tiles, Tiles>(piece, rows_of_block(piece.input, row), tile, row);
-    }
-    all_rows<Codes, IsWide, Rows / 2, Tiles>(piece, tile, row);
-  } else {
-    for (; row < piece.last_row; row += Rows) rest_of_rows<Codes, IsWide, Rows, Tiles>(piece, tile, row);
+void chunk_rows(const LinearPiece& piece, const RowChunk& chunk, int64_t tile) {
+  constexpr int kAtOnce = Rows < kMaxRows ? Rows : kMaxRows;
+  if constexpr (Rows > 1) {
+    constexpr int kFewer = Rows > kMaxRows ? Rows / 2 : Rows - 1;
+    if (chunk.num_rows < Rows) return chunk_rows<Codes, IsWide, kFewer, Tiles>(piece, chunk, tile);
   }
+  tile_rows<Codes, IsWide, Rows, kAtOnce, Tiles, Tiles>(piece, chunk, tile);
 }
 
-// All tiles from `tile` on for all rows from `first_row` on, `Tiles` at a time.
+// All tiles from `tile` on for all chunks, `Tiles` at a time.
 template <class Codes, bool IsWide, int Tiles>
-void many_rows(const LinearPiece& piece, int64_t tile, int64_t first_row) {
+void many_rows(const LinearPiece& piece, std::span<const RowChunk> chunks, int64_t tile) {
   for (; tile + Tiles <= piece.last_tile; tile += Tiles) {
-    all_rows<Codes, IsWide, kLoadedRows, Tiles>(piece, tile, first_row);
+    for (const RowChunk& chunk : chunks) chunk_rows<Codes, IsWide, kLoadedRows, Tiles>(piece, chunk, tile);
   }
-  if constexpr (Tiles > 1) many_rows<Codes, IsWide, Tiles / 2>(piece, tile, first_row);
+  if constexpr (Tiles > 1) many_rows<Codes, IsWide, Tiles / 2>(piece, chunks, tile);
 }
 
 template <class Codes, bool IsWide>
@@ -204,13 +206,16 @@ void piece_of(const LinearPiece& piece) {
 #if defined(JINN_AMX)
   first_row = amx_rows<Codes, IsWide>(piece);
 #endif
-  if (piece.last_row - first_row == 1) {
-    const RowPlanes copy = copy_row(piece.input, first_row, piece.weight->cols() / kGroup);
-    one_row<Codes, IsWide, kTilesOfOneRow>(piece, copy, piece.first_tile, first_row);
-  } else if (piece.last_row - first_row <= kFewRows) {
-    many_rows<Codes, IsWide, 1>(piece, piece.first_tile, first_row);
+  const int64_t num_rows = piece.last_row - first_row, num_groups = piece.weight->cols() / kGroup;
+  const auto chunks = chunks_of<kLoadedRows, kMaxRows>(piece.input, num_groups, first_row, piece.last_row);
+  if (num_rows == 1) {
+    RowChunk row = chunks[0];
+    row.planes = copy_row(piece.input, first_row, num_groups);
+    one_row<Codes, IsWide, kTilesOfOneRow>(piece, row, piece.first_tile);
+  } else if (num_rows <= kFewRows) {
+    many_rows<Codes, IsWide, 1>(piece, chunks, piece.first_tile);
   } else {
-    many_rows<Codes, IsWide, kMaxTiles>(piece, piece.first_tile, first_row);
+    many_rows<Codes, IsWide, kMaxTiles>(piece, chunks, piece.first_tile);
   }
 }
 
@@ -219,7 +224,7 @@ void piece_of(const LinearPiece& piece) {
 void linear_integer(const LinearPiece& piece) {
   with_block_codes(piece.weight->format(), [&](auto codes) {
     using Codes = decltype(codes);
-    if (is_wide(piece.input.type)) {
+    if (piece.input.type == ActivationType::Int12) {
       piece_of<Codes, true>(piece);
     } else {
       piece_of<Codes, false>(piece);

@@ -1,6 +1,4 @@
 // Activations as the weights read them.
-#include <cstring>
-
 #include "kernels.h"
 #include "ops.h"
 #include "vec.h"
@@ -8,22 +6,31 @@
 namespace jinn::JINN_ISA {
 namespace {
 
-float largest_magnitude(const float* x) {
-  const f32x16 low = load(x), high = load(x + kLanes);
-  return reduce_max(max(max(low, -low), max(high, -high)));
-}
+// What shares a scale.
+struct Group {
+  f32x16 low, high;
 
-// Whether the square of a group's largest number is more than half of the sum of its squares: the others then have few
-// of the steps of 8 bits.
-bool has_outlier(const float* x, float largest) {
-  const f32x16 low = load(x), high = load(x + kLanes);
-  return 2.0f * largest * largest > reduce_add(low * low + high * high);
-}
+  explicit Group(const float* x) : low(load(x)), high(load(x + kLanes)) {}
+
+  float largest_magnitude() const { return reduce_max(max(max(low, -low), max(high, -high))); }
+
+  // Whether the square of the largest number is more than half of the sum of squares: the others then have few of the
+  // steps of 8 bits.
+  bool has_outlier(float largest) const { return 2.0f * largest * largest > reduce_add(low * low + high * high); }
+
+  // Puts 0 in the place of the one number of that magnitude; returns its column.
+  int take(float magnitude) {
+    const i32x16 in_low = max(low, -low) == set1(magnitude), in_high = max(high, -high) == set1(magnitude);
+    low = select(in_low, f32x16{}, low);
+    high = select(in_high, f32x16{}, high);
+    return reduce_add((in_low & lane_numbers()) + (in_high & (lane_numbers() + kLanes)));
+  }
+};
 
 // Sixteen codes, x * inverse to the nearest, ties to even; returns their sum. Low halves come a group later.
 template <bool HasLow>
-int32_t quantize_half(const float* x, float inverse, int8_t* out) {
-  const f32x16 rounded = round_to_integer(load(x) * inverse);
+int32_t quantize_half(f32x16 x, float inverse, int8_t* out) {
+  const f32x16 rounded = round_to_integer(x * inverse);
   const i32x16 codes = convert<i32x16>(rounded);
   if constexpr (HasLow) {
     const i32x16 high = convert<i32x16>(round_to_integer(rounded * (1.0f / kHigh)));
@@ -35,48 +42,33 @@ int32_t quantize_half(const float* x, float inverse, int8_t* out) {
   return reduce_add(codes);
 }
 
-struct GroupSums {
-  int32_t first_half, all;
-};
-
-// code = round(x * (127 / max |x|)); 2032 in place of 127 for 12 bits.
-template <bool HasLow>
-GroupSums quantize_group(const float* x, float largest, int8_t* codes) {
-  constexpr float kLevels = HasLow ? 127.0f * kHigh : 127.0f;
-  const float inverse = largest > 0.0f ? kLevels / largest : 0.0f;
-  const int32_t first_half = quantize_half<HasLow>(x, inverse, codes);
-  return {first_half, first_half + quantize_half<HasLow>(x + kLanes, inverse, codes + kLanes)};
-}
-
-// The codes of 12 bits, or of 8 bits times kHigh.
-template <bool HasLow>
-GroupSums quantize_wide_group(const float* x, float largest, int8_t* codes) {
-  const GroupSums sums = quantize_group<HasLow>(x, largest, codes);
-  if constexpr (HasLow) return sums;
-  std::memset(codes + kGroup, 0, kGroup);
-  return {kHigh * sums.first_half, kHigh * sums.all};
-}
-
-// scale = max |x| / 127, or 2032 where codes have low halves or may have them.
+// code = round(x * (127 / max |x|)) and scale = max |x| / 127; 2032 in place of 127 for 12 bits.
 template <ActivationType Type>
 void quantize_integer(const float* x, int64_t cols, Activations out, int64_t row) {
-  constexpr float kLevels = is_wide(Type) ? 127.0f * kHigh : 127.0f;
+  constexpr bool kHasLow = Type == ActivationType::Int12;
+  constexpr float kLevels = kHasLow ? 127.0f * kHigh : 127.0f;
   int8_t* codes = reinterpret_cast<int8_t*>(out.codes(row));
-  for (int64_t g = 0; g < cols / kGroup; ++g, x += kGroup, codes += kActivationRows * out.group_bytes()) {
-    const float largest = largest_magnitude(x);
+  for (int64_t g = 0; g < cols / kGroup; ++g, codes += kActivationRows * out.group_bytes()) {
     const int64_t at = g * kActivationRows;
-    GroupSums sums;
-    if constexpr (is_wide(Type)) {
-      const bool has_low = Type == ActivationType::Int12 || has_outlier(x, largest);
-      sums = (has_low ? quantize_wide_group<true> : quantize_wide_group<false>)(x, largest, codes);
-      out.has_low(row)[at] = has_low;
-    } else {
-      sums = quantize_group<false>(x, largest, codes);
+    Group group(x + g * kGroup);
+    float largest = group.largest_magnitude();
+    if constexpr (Type == ActivationType::Mixed) {
+      for (int i = 0; i < kMaxOutliers; ++i) {
+        out.outliers(row, i)[at] = 0.0f;
+        if (!group.has_outlier(largest)) continue;
+        const int col = group.take(largest);
+        out.outlier_cols(row, i)[at] = static_cast<uint8_t>(col);
+        out.outliers(row, i)[at] = x[g * kGroup + col];
+        largest = group.largest_magnitude();
+      }
     }
+    const float inverse = largest > 0.0f ? kLevels / largest : 0.0f;
+    const int32_t first_half = quantize_half<kHasLow>(group.low, inverse, codes);
+    const int32_t sum = first_half + quantize_half<kHasLow>(group.high, inverse, codes + kLanes);
     out.scales(row)[at] = largest / kLevels;
-    out.sums(row)[at] = sums.all;
-    out.half_sums(row)[at] = sums.first_half;
-    out.scaled_sums(row)[at] = out.scales(row)[at] * static_cast<float>(sums.all);
+    out.sums(row)[at] = sum;
+    out.half_sums(row)[at] = first_half;
+    out.scaled_sums(row)[at] = out.scales(row)[at] * static_cast<float>(sum);
   }
 }
 

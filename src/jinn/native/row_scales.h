@@ -16,13 +16,11 @@ struct RowPlanes {
   const int32_t* sums;
   const float* scaled_sums;
   const int32_t* half_sums;
-  const uint8_t* has_low;  // null where codes have no low halves
 };
 
 // Rows from `row` to the end of its block: group g is kActivationRows * g groups or numbers further.
 inline RowPlanes rows_of_block(const Activations& x, int64_t row) {
-  return {x.codes(row),       x.scales(row),    x.sums(row),
-          x.scaled_sums(row), x.half_sums(row), is_wide(x.type) ? x.has_low(row) : nullptr};
+  return {x.codes(row), x.scales(row), x.sums(row), x.scaled_sums(row), x.half_sums(row)};
 }
 
 // A copy of one row in which group g is g groups or numbers further, until the thread's next. It takes a sixteenth of
@@ -31,12 +29,11 @@ inline RowPlanes copy_row(const Activations& x, int64_t row, int64_t num_groups)
   static thread_local Scratch<uint8_t> scratch;
   const RowPlanes from = rows_of_block(x, row);
   const int64_t group_bytes = x.group_bytes();
-  uint8_t* codes = scratch.of(num_groups * (group_bytes + 17));
+  uint8_t* codes = scratch.of(num_groups * (group_bytes + 16));
   float* scales = reinterpret_cast<float*>(codes + num_groups * group_bytes);
   int32_t* sums = reinterpret_cast<int32_t*>(scales + num_groups);
   float* scaled_sums = reinterpret_cast<float*>(sums + num_groups);
   int32_t* half_sums = reinterpret_cast<int32_t*>(scaled_sums + num_groups);
-  uint8_t* has_low = reinterpret_cast<uint8_t*>(half_sums + num_groups);
   for (int64_t g = 0; g < num_groups; ++g) {
     const int64_t at = g * kActivationRows;
     std::memcpy(codes + g * group_bytes, from.codes + at * group_bytes, static_cast<size_t>(group_bytes));
@@ -44,9 +41,8 @@ inline RowPlanes copy_row(const Activations& x, int64_t row, int64_t num_groups)
     sums[g] = from.sums[at];
     scaled_sums[g] = from.scaled_sums[at];
     half_sums[g] = from.half_sums[at];
-    if (from.has_low) has_low[g] = from.has_low[at];
   }
-  return {codes, scales, sums, scaled_sums, half_sums, from.has_low ? has_low : nullptr};
+  return {codes, scales, sums, scaled_sums, half_sums};
 }
 
 // Of rows whose groups are `BlockRows` apart. `part` says which of Codes::kScales scales of a group, and which of its
@@ -61,14 +57,6 @@ class RowScales {
     const int64_t at = group * BlockRows + row;
     if constexpr (Codes::kScales == 1) return rows_.sums[at];
     return part == 0 ? rows_.half_sums[at] : rows_.sums[at] - rows_.half_sums[at];
-  }
-
-  // Whether any of R rows has low halves in a group.
-  template <int R>
-  bool any_low(int64_t group, int first) const {
-    int any = 0;
-    for (int r = first; r < first + R; ++r) any |= rows_.has_low[group * BlockRows + r];
-    return any != 0;
   }
 
   // y, and what the dot product of codes less their offset adds to it.

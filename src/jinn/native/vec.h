@@ -249,10 +249,25 @@ JINN_INLINE f32x16 min(f32x16 a, f32x16 b) {
 #endif
 }
 
-// Lanes below `count` as all ones.
-JINN_INLINE i32x16 lanes_below(int count) {
+JINN_INLINE i32x16 lane_numbers() {
   static constexpr int32_t kIndex[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return load_as<i32x16>(kIndex) < (i32x16{} + count);
+  return load_as<i32x16>(kIndex);
+}
+// Lanes below `count` as all ones.
+JINN_INLINE i32x16 lanes_below(int count) { return lane_numbers() < (i32x16{} + count); }
+
+// A bit per lane, the lowest of lane 0, where all bits of a lane are ones.
+JINN_INLINE uint32_t lane_bits(i32x16 mask) {
+#if defined(JINN_AVX512)
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(JINN_AVX2)
+  const auto part = [&](int p) { return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask.parts[p])); };
+  return part(0) | part(1) << 8;
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(mask[i] & 1) << i;
+  return bits;
+#endif
 }
 
 #if !defined(JINN_AVX512)

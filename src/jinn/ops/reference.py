@@ -1,9 +1,9 @@
 """The definition of each op: the shortest correct torch, forward and gradient, on any device.
 
 `activations` repeats what the native kernels do to a linear's input, so that both can be compared closely:
-"int8" and "int12" round it to 8 or 12 bits in groups of 32 where the weight is quantized, "mixed" to 12 bits
-in groups with an outlier and to 8 in others, "bf16" to bfloat16, "f32" leaves it alone. `PagedCache` and
-`StateStore` are the plain twins of the native caches.
+"int8" and "int12" round it to 8 or 12 bits in groups of 32 where the weight is quantized, "mixed" to 8 bits
+but for outliers, which stay, "bf16" to bfloat16, "f32" leaves it alone. `PagedCache` and `StateStore` are the
+plain twins of the native caches.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.nn import functional
 from jinn.ops.protocol import Batch, Context, KVSpec, LowRank, Rope, RouteSpec, Routing, StateSpec
 
 GROUP = 32
+MAX_OUTLIERS = 2  # of a group
 LEVELS = {"int8": 127.0, "int12": 2032.0}
 INTEGERS = (*LEVELS, "mixed")
 FLOAT_FORMATS = ("F32", "F16", "BF16")
@@ -297,15 +298,18 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, context_len: int, scale: float) -> 
 def integer_groups(x: Tensor, activations: str) -> Tensor:
     """x [tokens, features] rounded to integers in groups of 32 columns, and back.
 
-    "mixed" takes 12 bits for groups in which one number's square is more than half of the sum of squares.
+    "mixed" rounds to 8 bits, but leaves a number alone whose square is more than half of its group's sum of
+    squares, and then one of which that is true without the first.
     """
     groups = x.reshape(len(x), -1, GROUP)
     if activations != "mixed":
         return _rounded(groups, LEVELS[activations]).flatten(-2)
-    squares = groups.square()
-    has_outlier = 2 * squares.amax(-1, keepdim=True) > squares.sum(-1, keepdim=True)
-    rounded = torch.where(has_outlier, _rounded(groups, LEVELS["int12"]), _rounded(groups, LEVELS["int8"]))
-    return rounded.flatten(-2)
+    rest = groups
+    for _ in range(MAX_OUTLIERS):
+        squares = rest.square()
+        rest = rest.masked_fill(2 * squares > squares.sum(-1, keepdim=True), 0)
+    is_outlier = rest != groups
+    return torch.where(is_outlier, groups, _rounded(rest, LEVELS["int8"])).flatten(-2)
 
 
 def _rounded(x: Tensor, levels: float) -> Tensor:
