@@ -210,7 +210,7 @@ void piece_of(const LinearPiece& piece) {
   const auto chunks = chunks_of<kLoadedRows, kMaxRows>(piece.input, num_groups, first_row, piece.last_row);
   if (num_rows == 1) {
     RowChunk row = chunks[0];
-    row.planes = copy_row(piece.input, first_row, num_groups);
+    row.planes = copy_row<Codes>(piece.input, first_row, num_groups);
     one_row<Codes, IsWide, kTilesOfOneRow>(piece, row, piece.first_tile);
   } else if (num_rows <= kFewRows) {
     many_rows<Codes, IsWide, 1>(piece, chunks, piece.first_tile);

@@ -53,6 +53,7 @@ class OutlierLists {
         const float* outliers = x.outliers(chunk.first_row, i) + g * kActivationRows;
         const uint8_t* cols = x.outlier_cols(chunk.first_row, i) + g * kActivationRows;
         uint32_t rows = lane_bits(~(load(outliers) == set1(0.0f))) & is_of_chunk;
+        if (rows == 0) break;
         for (; rows; rows &= rows - 1, ++count) {
           const uint32_t row = static_cast<uint32_t>(__builtin_ctz(rows));
           outliers_[count] = outliers[row];

@@ -23,9 +23,10 @@ inline RowPlanes rows_of_block(const Activations& x, int64_t row) {
   return {x.codes(row), x.scales(row), x.sums(row), x.scaled_sums(row), x.half_sums(row)};
 }
 
-// A copy of one row in which group g is g groups or numbers further, until the thread's next. It takes a sixteenth of
-// the lines of the first level of cache, through which weights stream.
-inline RowPlanes copy_row(const Activations& x, int64_t row, int64_t num_groups) {
+// A copy of what RowScales reads of one row, in which group g is g groups or numbers further, until the thread's next.
+// It takes a sixteenth of the lines of the first level of cache, through which weights stream.
+template <class Codes>
+RowPlanes copy_row(const Activations& x, int64_t row, int64_t num_groups) {
   static thread_local Scratch<uint8_t> scratch;
   const RowPlanes from = rows_of_block(x, row);
   const int64_t group_bytes = x.group_bytes();
@@ -38,9 +39,9 @@ inline RowPlanes copy_row(const Activations& x, int64_t row, int64_t num_groups)
     const int64_t at = g * kActivationRows;
     std::memcpy(codes + g * group_bytes, from.codes + at * group_bytes, static_cast<size_t>(group_bytes));
     scales[g] = from.scales[at];
-    sums[g] = from.sums[at];
-    scaled_sums[g] = from.scaled_sums[at];
-    half_sums[g] = from.half_sums[at];
+    if constexpr (Codes::kOffset != 0 || Codes::kScales > 1) sums[g] = from.sums[at];
+    if constexpr (Codes::kHasMins && Codes::kScales == 1) scaled_sums[g] = from.scaled_sums[at];
+    if constexpr (Codes::kScales > 1) half_sums[g] = from.half_sums[at];
   }
   return {codes, scales, sums, scaled_sums, half_sums};
 }
