@@ -31,9 +31,9 @@ from typing import Any
 
 MAX_TOKENS = 128
 NEIGHBOUR_TOKENS = 512  # more than come while a long prompt is read
-PROMPT_WORDS = 85  # some 110 tokens with the template
-SYSTEM_WORDS = 1_450  # some 1,500 tokens
-LONG_WORDS = 1_950  # some 2,000 tokens
+PROMPT_TOKENS = 85  # some 110 with the template
+SYSTEM_TOKENS = 1_450
+LONG_TOKENS = 1_950
 START_SECONDS = 300.0
 _COMMON_HEAD = "Host: 127.0.0.1\r\nConnection: close\r\n"
 NOUNS = ("river", "stone", "window", "garden", "music", "winter", "paper", "bridge", "silver", "market")
@@ -78,6 +78,7 @@ class Answer:
     sent: float
     chunks: list[float] = field(default_factory=list)
     num_tokens: int = 0
+    num_prompt_tokens: int = 0
 
     @property
     def first(self) -> float:
@@ -156,6 +157,7 @@ def _note(chunk: dict[str, Any], answer: Answer) -> None:
         answer.chunks.append(time.perf_counter())
     if usage := chunk.get("usage"):
         answer.num_tokens = usage["completion_tokens"]
+        answer.num_prompt_tokens = usage["prompt_tokens"]
 
 
 class Texts:
@@ -163,19 +165,26 @@ class Texts:
 
     def __init__(self, seed: int) -> None:
         self._rng = Random(seed)  # noqa: S311  (no secret)
+        self._tokens_per_word = 1.0
 
-    def user(self, num_words: int) -> dict[str, str]:
-        return {"role": "user", "content": " ".join(self._rng.choices(NOUNS, k=num_words))}
+    def user(self, num_tokens: int) -> dict[str, str]:
+        words = self._rng.choices(NOUNS, k=round(num_tokens / self._tokens_per_word))
+        return {"role": "user", "content": " ".join(words)}
 
-    def system(self, num_words: int) -> dict[str, str]:
-        return {**self.user(num_words), "role": "system"}
+    def system(self, num_tokens: int) -> dict[str, str]:
+        return {**self.user(num_tokens), "role": "system"}
+
+    async def count(self, port: int) -> None:
+        """Ask the server how many of its tokens a word has."""
+        few, many = [(await ask(port, [self.user(n)], max_tokens=1)).num_prompt_tokens for n in (10, 110)]
+        self._tokens_per_word = (many - few) / 100
 
 
 async def throughput(port: int, texts: Texts, num_clients: int, **options: Any) -> float:
     """Output tokens per second of so many clients together, who ask twice each; with options of `ask`."""
 
     async def client() -> int:
-        return sum([(await ask(port, [texts.user(PROMPT_WORDS)], **options)).num_tokens for _ in range(2)])
+        return sum([(await ask(port, [texts.user(PROMPT_TOKENS)], **options)).num_tokens for _ in range(2)])
 
     started = time.perf_counter()
     num_tokens = await asyncio.gather(*(client() for _ in range(num_clients)))
@@ -184,7 +193,7 @@ async def throughput(port: int, texts: Texts, num_clients: int, **options: Any) 
 
 async def first_token(port: int, texts: Texts) -> dict[str, float]:
     """Milliseconds to the first token: after a new system prompt, and after one just read."""
-    system = texts.system(SYSTEM_WORDS)
+    system = texts.system(SYSTEM_TOKENS)
     cold, warm = [await ask(port, [system, texts.user(20)], max_tokens=4) for _ in range(2)]
     return {
         "first token, new system prompt, ms": 1e3 * cold.first,
@@ -199,7 +208,7 @@ async def neighbours_gap(port: int, texts: Texts) -> float:
     """
     stream = asyncio.create_task(ask(port, [texts.user(20)], max_tokens=NEIGHBOUR_TOKENS, logprobs=True))
     await asyncio.sleep(0.3)
-    long = await ask(port, [texts.user(LONG_WORDS)], max_tokens=1)
+    long = await ask(port, [texts.user(LONG_TOKENS)], max_tokens=1)
     answer = await stream
     if answer.chunks[-1] < long.chunks[-1]:
         raise RuntimeError("the neighbour's stream ended before the long prompt was read")
@@ -208,7 +217,7 @@ async def neighbours_gap(port: int, texts: Texts) -> float:
 
 async def measure(running: Running, texts: Texts, clients: list[int]) -> dict[str, float]:
     """By case, one figure."""
-    await ask(running.port, [texts.user(5)], max_tokens=2)  # whatever is made when it is first used
+    await texts.count(running.port)  # which makes whatever is made when it is first used
     figures = {"start to ready, s": running.seconds_to_ready}
     for num_clients in clients:
         name = f"tokens/s, {num_clients} client{'s' * (num_clients > 1)}"

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-# Answers each request with three chunks, 20 ms apart, and a usage of 7 tokens; refuses an empty content.
+# Answers each request with three chunks, 20 ms apart, and a usage of 7 tokens, after a prompt of two a word and 3 more;
+# refuses an empty content.
 FAKE = """
 import http.server, json, sys, time
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -21,7 +22,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for content in ("", "a", "b", "c"):
             time.sleep(0.02)
             self.send({"choices": [{"delta": {"content": content}}]})
-        self.send({"choices": [], "usage": {"completion_tokens": 7}})
+        num_words = len(body["messages"][-1]["content"].split())
+        self.send({"choices": [], "usage": {"completion_tokens": 7, "prompt_tokens": 2 * num_words + 3}})
         self.wfile.write(b"data: [DONE]\\n\\n")
     def send(self, chunk):
         self.wfile.write(b"data: " + json.dumps(chunk).encode() + b"\\n\\n")
@@ -59,6 +61,14 @@ def test_a_server_that_ends_is_told(serving):
         serving.Server("bad", (sys.executable, "-c", "exit(3)"), "/health").run(),
     ):
         pass
+
+
+def test_texts_are_as_long_in_tokens_of_any_model(serving, server):
+    texts = serving.Texts(1)
+    assert len(texts.user(50)["content"].split()) == 50
+    with server.run() as running:
+        asyncio.run(texts.count(running.port))
+    assert len(texts.user(50)["content"].split()) == 25
 
 
 def test_texts_share_nothing_and_rounds_repeat(serving):

@@ -31,7 +31,7 @@ from jinn.engine.scheduler import Chunk, Scheduler, SchedulerConfig
 from jinn.engine.scoring import SCRATCH_TENANT, Scorer
 from jinn.engine.sequence import Sequence
 from jinn.engine.states import StatePool
-from jinn.engine.step_times import StepTimes
+from jinn.engine.step_size import StepSize
 from jinn.ops.protocol import NO_ADAPTER, IntArray
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Engine:
         self._requests: dict[str, list[Sequence]] = {}  # the choices that have not ended
         self._arrivals = 0
         self._ended: list[TokenOutput] = []  # outside of a step, to be told by the next
-        self._step_times, self._max_step_ms = StepTimes(), config.max_step_ms
+        self._step_size = StepSize(config.max_step_ms)
         self._num_prompt_tokens = self._num_generation_tokens = self._num_steps = 0
         self._num_drafts = self._num_draft_tokens = self._num_accepted_tokens = 0
         self._step_seconds = 0.0
@@ -162,7 +162,7 @@ class Engine:
         started = perf_counter()
         if self._grammars is not None and self._grammars.has_work:
             self._admit_compiled(self._grammars)
-        chunks = self._scheduler.schedule(self._num_tokens_beside_others)
+        chunks = self._scheduler.schedule(self._step_size.tokens)
         outputs, self._ended = self._ended, []
         prefilling = []
         for chunk, tokens in zip(chunks, self._compute(chunks), strict=True):
@@ -209,7 +209,7 @@ class Engine:
             return ()
         num_tokens = self._scheduler.config.max_num_batched_tokens
         if not is_alone:
-            num_tokens = min(num_tokens, self._num_tokens_beside_others)
+            num_tokens = min(num_tokens, self._step_size.tokens)
         output = self._scorer.step(num_tokens, is_alone=is_alone)
         return () if output is None else (output,)
 
@@ -264,15 +264,10 @@ class Engine:
             return [tokens for chunk in chunks for tokens in self._compute([chunk])]
         if len(drawn) != len(rows):
             raise IntegrityError(f"the runner drew {len(drawn)} tokens for {len(rows)} rows")
-        if num_prompt_tokens := sum(chunk.num_tokens for chunk in chunks if chunk.stop - chunk.start > 1):
-            self._step_times.note(num_prompt_tokens, (perf_counter() - started) * 1e3)
+        if num_prompt_tokens := sum(chunk.num_tokens for chunk in chunks if chunk.reads_prompt):
+            self._step_size.note(num_prompt_tokens, (perf_counter() - started) * 1e3)
         tokens = iter(drawn)
         return [list(islice(tokens, chunk.is_last + len(chunk.drafts))) for chunk in chunks]
-
-    @property
-    def _num_tokens_beside_others(self) -> int:
-        """Prompt tokens that a step may read while others wait for their next token."""
-        return self._step_times.most_tokens(self._max_step_ms)
 
     def _take(self, chunk: Chunk, tokens: list[SampledToken]) -> TokenOutput:
         """Give a sequence the tokens drawn while its drafts were right, or end it for what went wrong."""

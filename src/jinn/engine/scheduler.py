@@ -53,6 +53,11 @@ class Chunk:
     def num_tokens(self) -> int:
         return self.stop - self.start + len(self.drafts)
 
+    @property
+    def reads_prompt(self) -> bool:
+        """More than the last token, whose successor is drawn."""
+        return not self.is_last or self.stop - self.start > 1
+
     def token_ids(self) -> IntArray:
         """Ids [num_tokens] of all that is computed."""
         known = self.sequence.token_ids(self.start, self.stop)
