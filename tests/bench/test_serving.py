@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-# Answers each request with three chunks, 20 ms apart, and a usage of 7 tokens, after a prompt of two a word and 3 more;
+# Answers each request with three chunks, 20 ms apart, and a usage of 7 tokens out and two a word and 3 in;
 # refuses an empty content.
 FAKE = """
 import http.server, json, sys, time
