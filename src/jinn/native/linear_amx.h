@@ -110,11 +110,10 @@ class AmxKernel {
       }
       if (block < chunks.size()) add_batch<1, Tiles>(piece, first_tile, &chunks[block], group, count, &y_[block]);
     }
-    for (size_t block = 0; block < chunks.size(); ++block) {
-      for (int r = 0; r < chunks[block].num_rows; ++r) {
-        for (int tile = 0; tile < Tiles; ++tile) {
-          store_tile(piece, first_tile + tile, chunks[block].first_row + r, y_[block][tile][r]);
-        }
+    for (int tile = 0; tile < Tiles; ++tile) {
+      const TileOutput output(piece, first_tile + tile);
+      for (size_t block = 0; block < chunks.size(); ++block) {
+        for (int r = 0; r < chunks[block].num_rows; ++r) output.store(chunks[block].first_row + r, y_[block][tile][r]);
       }
     }
   }

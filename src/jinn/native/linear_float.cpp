@@ -95,10 +95,9 @@ void tile_rows(const LinearPiece& piece, int64_t tile_index, int64_t first_row) 
       y[r][col % kParts] = fma(w, set1(x), y[r][col % kParts]);
     }
   }
+  const TileOutput output(piece, tile_index);
 #pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) {
-    store_tile(piece, tile_index, first_row + r, (y[r][0] + y[r][1]) + (y[r][2] + y[r][3]));
-  }
+  for (int r = 0; r < R; ++r) output.store(first_row + r, (y[r][0] + y[r][1]) + (y[r][2] + y[r][3]));
 }
 
 // Where a row's column is in a panel, counted from its first.
@@ -139,9 +138,10 @@ void bf16_tile_rows(const LinearPiece& piece, int64_t tile, bool are_in_memory, 
     }
     add_step<Rows, Tiles, kStepCols>(panel + 2 * w * PanelRows, words, 64, count, y);
   }
+  for (int t = 0; t < Tiles; ++t) {
+    const TileOutput output(piece, tile + t);
 #pragma GCC unroll 12
-  for (int r = 0; r < Rows; ++r) {
-    for (int t = 0; t < Tiles; ++t) store_tile(piece, tile + t, first_row + r, y[r][t]);
+    for (int r = 0; r < Rows; ++r) output.store(first_row + r, y[r][t]);
   }
 }
 
@@ -235,9 +235,10 @@ void amx_rows(const LinearPiece& piece, int64_t first_row, int64_t first_tile, i
     const int num_tiles = last_tile - tile < 2 ? 1 : 2;  // one alone is multiplied twice
     const uint8_t* tiles[2] = {piece.weight->tile(tile), piece.weight->tile(tile + num_tiles - 1)};
     add(piece.input.row(first_row), piece.input.stride, tiles, num_steps, sums);
-    for (int r = 0; r < count; ++r) {
-      for (int t = 0; t < num_tiles; ++t) {
-        store_tile(piece, tile + t, first_row + r, load(sums[r / kAmxRows][t] + r % kAmxRows * kLanes));
+    for (int t = 0; t < num_tiles; ++t) {
+      const TileOutput output(piece, tile + t);
+      for (int r = 0; r < count; ++r) {
+        output.store(first_row + r, load(sums[r / kAmxRows][t] + r % kAmxRows * kLanes));
       }
     }
   }

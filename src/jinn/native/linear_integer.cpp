@@ -166,8 +166,9 @@ void tile_rows(const LinearPiece& piece, const RowChunk& chunk, int64_t first_ti
   }
 #pragma GCC unroll 4
   for (int t = 0; t < Tiles; ++t) {
+    const TileOutput output(piece, first_tile + t);
 #pragma GCC unroll 4
-    for (int r = 0; r < Rows; ++r) store_tile(piece, first_tile + t, chunk.first_row + r, y[t / Shared][r][t % Shared]);
+    for (int r = 0; r < Rows; ++r) output.store(chunk.first_row + r, y[t / Shared][r][t % Shared]);
   }
 }
 

@@ -34,13 +34,28 @@ class Prefetcher {
   int64_t tile_bytes_, ahead_ = kPrefetchBytes;
 };
 
-JINN_INLINE void store_tile(const LinearPiece& piece, int64_t tile, int64_t row, f32x16 y) {
-  const int64_t col = tile * kTileRows - piece.first_weight_row;
-  const int64_t left = piece.output.cols - col;
-  const int count = left < kLanes ? static_cast<int>(left) : kLanes;
-  if (piece.bias) y = y + load_part(piece.bias + col, count);
-  if (piece.residual) y = load_part(piece.residual->row(row) + col, count) + y;
-  store_part(piece.output.row(row) + col, y, count);
-}
+class TileOutput {
+ public:
+  TileOutput(const LinearPiece& piece, int64_t tile) : to_(piece.output) {
+    const int64_t col = tile * kTileRows - piece.first_weight_row, left = piece.output.cols - col;
+    count_ = left < kLanes ? static_cast<int>(left) : kLanes;
+    to_.data += col;
+    if (piece.residual) residual_ = {piece.residual->data + col, piece.residual->stride, 0};
+    has_bias_ = piece.bias != nullptr;
+    if (has_bias_) bias_ = load_part(piece.bias + col, count_);
+  }
+
+  void store(int64_t row, f32x16 y) const {
+    if (has_bias_) y = y + bias_;
+    if (residual_.data) y = load_part(residual_.row(row), count_) + y;
+    store_part(to_.row(row), y, count_);
+  }
+
+ private:
+  Matrix to_, residual_;
+  f32x16 bias_ = {};
+  int count_;
+  bool has_bias_;
+};
 
 }  // namespace jinn::JINN_ISA
