@@ -36,6 +36,7 @@ class Mixture:
         self.node = SimpleNamespace(**{part: parameter(p) for part, p in zip(PARTS, packs, strict=True)})
         self.router = parameter(pack((rng.standard_normal((num_experts, hidden)) / 3).astype(np.float32)))
         x = rng.standard_normal((num_rows, hidden)) * rng.choice([0.1, 1, 10], (num_rows, 1))
+        x[rng.random(x.shape) < 1 / 48] *= 30  # outliers
         self.x = (x + 0.7 * rng.standard_normal(hidden)).astype(np.float32)
 
     def program(self, spec, **settings):

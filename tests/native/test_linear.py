@@ -213,6 +213,24 @@ def test_amx_and_avx512_give_the_same_bits_of_bf16(cols):
 
 
 @BY_ISA
+@pytest.mark.parametrize("activations", ["int12", "mixed", "int8"])
+def test_tiny_numbers_depend_on_nothing_beside_them(isa, activations):
+    """Whose squares are subnormal or zero, so that equal ones may seem to outweigh each other."""
+    node = parameter(pack(weight_values(16, 96), "Q8_0"))
+    rng = np.random.default_rng(3)
+    x = np.zeros((64, 96), np.float32)
+    for row, size in zip(x, np.exp2(rng.uniform(-80, -60, 64)), strict=True):
+        row[32 + rng.choice(32, rng.integers(2, 33), replace=False)] = size
+    (y,) = run_op(linear(node), x, isa=isa, activations=activations)
+    assert_close(y, expected_linear(x, node, activations))
+    x[:, 64:] = 5
+    (beside,) = run_op(linear(node), x, isa=isa, activations=activations)
+    x[:, 32:64] = 0
+    (alone,) = run_op(linear(node), x, isa=isa, activations=activations)
+    assert_close(beside, alone)
+
+
+@BY_ISA
 @pytest.mark.parametrize("name", INTEGER_FORMATS)
 @pytest.mark.parametrize("activations", ["int12", "mixed", "int8"])
 def test_the_largest_codes_do_not_saturate(isa, name, activations):

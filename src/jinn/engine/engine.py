@@ -74,7 +74,7 @@ class Engine:
         self._requests: dict[str, list[Sequence]] = {}  # the choices that have not ended
         self._arrivals = 0
         self._ended: list[TokenOutput] = []  # outside of a step, to be told by the next
-        self._step_size = StepSize(config.max_step_ms)
+        self._step_size = StepSize(config.max_step_ms, limits.max_num_batched_tokens)
         self._num_prompt_tokens = self._num_generation_tokens = self._num_steps = 0
         self._num_drafts = self._num_draft_tokens = self._num_accepted_tokens = 0
         self._step_seconds = 0.0

@@ -16,7 +16,7 @@ struct Group {
 
   // Whether the square of the largest number is more than half of the sum of squares: the others then have few of the
   // steps of 8 bits.
-  bool has_outlier(float largest) const { return 2.0f * largest * largest > reduce_add(low * low + high * high); }
+  bool has_outlier(float largest) const { return 2.0f * (largest * largest) > reduce_add(low * low + high * high); }
 
   // Puts 0 in the place of the one number of that magnitude; returns its column.
   int take(float magnitude) {
