@@ -176,7 +176,7 @@ class Texts:
 
     async def count(self, port: int) -> None:
         """Ask the server how many of its tokens a word has."""
-        few, many = [(await ask(port, [self.user(n)], max_tokens=1)).num_prompt_tokens for n in (10, 110)]
+        few, many = [(await ask(port, [self.user(n)], max_tokens=2)).num_prompt_tokens for n in (10, 110)]
         self._tokens_per_word = (many - few) / 100
 
 

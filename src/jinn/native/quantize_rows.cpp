@@ -53,14 +53,14 @@ void quantize_integer(const float* x, int64_t cols, Activations out, int64_t row
     Group group(x + g * kGroup);
     float largest = group.largest_magnitude();
     if constexpr (Type == ActivationType::Mixed) {
-      for (int i = 0; i < kMaxOutliers; ++i) {
-        out.outliers(row, i)[at] = 0.0f;
-        if (!group.has_outlier(largest)) continue;
+      int count = 0;
+      for (; count < kMaxOutliers && group.has_outlier(largest); ++count) {
         const int col = group.take(largest);
-        out.outlier_cols(row, i)[at] = static_cast<uint8_t>(col);
-        out.outliers(row, i)[at] = x[g * kGroup + col];
+        out.outlier_cols(row, count)[at] = static_cast<uint8_t>(col);
+        out.outliers(row, count)[at] = x[g * kGroup + col];
         largest = group.largest_magnitude();
       }
+      for (; count < kMaxOutliers; ++count) out.outliers(row, count)[at] = 0.0f;
     }
     const float inverse = largest > 0.0f ? kLevels / largest : 0.0f;
     const int32_t first_half = quantize_half<kHasLow>(group.low, inverse, codes);
